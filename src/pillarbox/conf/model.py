@@ -1,0 +1,289 @@
+"""The configuration as values. Immutable and numbered; every default of the server is in this file.
+
+Made by `conf/build`; read by every role. A table is always referred to by *name*: a literal or an inline list in
+the file becomes a table of its own (`<dynamic:1>`, …) in `Config.tables`. Sizes are bytes, times are seconds.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class TableKind(StrEnum):
+    """Where a table's content comes from."""
+
+    STATIC = "static"  # written in smtpd.conf
+    FILE = "file"
+    DB = "db"
+    GETPWNAM = "getpwnam"
+    PROC = "proc"  # an external program, smtpd-tables(7)
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """A named table. `entries` are (key, value) pairs, value "" in a list; filled for STATIC and, when loaded, FILE."""
+
+    name: str
+    kind: TableKind
+    config: str = ""  # path for FILE and DB; the command's configuration for PROC
+    backend: str = ""  # for PROC: the word before the colon
+    mapping: bool = False  # key → value rather than a list
+    entries: tuple[tuple[str, str], ...] = ()
+
+
+class Pki(msgspec.Struct, frozen=True, kw_only=True):
+    """`pki NAME cert|key|dhe`. Paths; `name` "*" is the default for SNI."""
+
+    name: str
+    cert: str = ""
+    key: str = ""
+    dhe: str = "none"  # none, legacy, auto
+
+
+class TlsMode(StrEnum):
+    """What a listener or relay does about TLS."""
+
+    NONE = "none"
+    STARTTLS = "starttls"  # listener: tls
+    STARTTLS_REQUIRE = "starttls-require"  # listener: tls-require
+    SMTPS = "smtps"
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """One `listen on`. `interface` is as written (name, group, address, host); the parent resolves it to sockets.
+
+    `port` 0: the default (25, or 465 with smtps; both with `smtps` and `tls` together, as two listeners).
+    """
+
+    id: int
+    line: int = 0
+    socket: bool = False  # `listen on socket`: the control socket's submissions
+    interface: str = ""
+    family: str = ""  # "", "inet4", "inet6"
+    port: int = 0
+    hostname: str = ""
+    hostnames: str = ""  # table: local address → name
+    tag: str = ""
+    tls: TlsMode = TlsMode.NONE
+    tls_verify: bool = False
+    pki: tuple[str, ...] = ()
+    ca: str = ""
+    ciphers: str = ""
+    protocols: str = ""
+    auth: str = ""  # "": none; "<anonymous>": system users; else a credentials table
+    auth_optional: bool = False
+    senders: str = ""  # table user → addresses
+    masquerade: bool = False
+    mask_src: bool = False
+    no_dsn: bool = False
+    received_auth: bool = False
+    proxy_v2: bool = False
+    filter: str = ""
+
+
+AUTH_SYSTEM = "<anonymous>"
+
+
+class Criterion(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition of a match. `kind` says which; `table` "" where it needs none; `regex`: the table holds regexes."""
+
+    kind: str
+    table: str = ""
+    regex: bool = False
+    negated: bool = False
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """One `match`. `source` kinds: any local socket src rdns; `dest` kinds: any local domain rcpt-to.
+
+    `action` "" means reject. An absent criterion is None. `auth` with table "": any authenticated user.
+    """
+
+    line: int
+    file: str = ""
+    source: Criterion = Criterion(kind="local")
+    dest: Criterion = Criterion(kind="local")
+    tag: Criterion | None = None
+    helo: Criterion | None = None
+    tls: Criterion | None = None
+    auth: Criterion | None = None
+    mail_from: Criterion | None = None
+    rcpt_to: Criterion | None = None
+    action: str = ""
+
+
+class Local(msgspec.Struct, frozen=True, kw_only=True, tag="local"):
+    """An action that delivers here.
+
+    `method`: expand-only forward-only lmtp maildir mbox mda. `target`: the maildir path pattern ("" = ~/Maildir),
+    the mda command, the LMTP destination (`host:port`, `host`, or a socket's path).
+    """
+
+    name: str
+    method: str
+    line: int = 0
+    target: str = ""
+    junk: bool = False  # maildir junk
+    lmtp_rcpt_to: bool = False  # lmtp … rcpt-to
+    alias: str = ""
+    virtual: str = ""
+    userbase: str = "<getpwnam>"
+    user: str = ""
+    ttl: int = 0
+    wrapper: str = ""
+
+
+class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
+    """An action that sends on. `host`: a relay URL or "" for MX; `domain`: a table domain → relay URL.
+
+    `tls`: "" (as the URL says), "require" (`tls`), "no-verify" (`tls no-verify`). `backup`: act as a secondary MX,
+    `backup_mx` the name to look for ("" = ours).
+    """
+
+    name: str
+    line: int = 0
+    ttl: int = 0
+    host: str = ""
+    domain: str = ""
+    backup: bool = False
+    backup_mx: str = ""
+    helo: str = ""
+    helo_src: str = ""  # table: source address → name
+    pki: str = ""
+    ca: str = ""
+    tls: str = ""
+    protocols: str = ""
+    ciphers: str = ""
+    auth: str = ""  # table label → user:password
+    mail_from: str = ""
+    src: str = ""  # table of source addresses
+    srs: bool = False
+    filter: str = ""
+
+
+class Proc(msgspec.Struct, frozen=True, kw_only=True):
+    """`proc NAME "command"` and the process of a `proc-exec` filter."""
+
+    name: str
+    command: str
+    user: str = ""
+    group: str = ""
+    chroot: str = ""
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """A filter by name. `kind`: proc, proc-exec, chain, builtin. A builtin has phase, conditions and a decision."""
+
+    name: str
+    kind: str
+    proc: str = ""
+    chain: tuple[str, ...] = ()
+    phase: str = ""
+    conditions: tuple[Criterion, ...] = ()
+    decision: str = ""
+    argument: str = ""
+
+
+class SmtpOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`smtp …`."""
+
+    ciphers: str = ""
+    max_message_size: int = 36700160
+    max_mails: int = 100
+    max_rcpt: int = 1000
+    sub_addr_delim: str = "+"
+
+
+class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`queue …`. `encryption` is the key as written."""
+
+    compression: bool = False
+    encryption: str = ""
+    ttl: int = 4 * 86400
+
+
+class MtaLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """`mta limit …`, for all domains or for one. Delays and lifetimes in seconds."""
+
+    family: str = ""  # "", "inet4", "inet6"
+    max_conn_per_host: int = 10
+    max_conn_per_route: int = 5
+    max_conn_per_source: int = 100
+    max_conn_per_connector: int = 20
+    max_conn_per_relay: int = 100
+    max_conn_per_domain: int = 100
+    conn_delay_host: int = 0
+    conn_delay_route: int = 5
+    conn_delay_source: int = 0
+    conn_delay_connector: int = 0
+    conn_delay_relay: int = 2
+    conn_delay_domain: int = 0
+    reconn_delay_route: int = 3
+    session_mail_max: int = 100
+    session_transaction_delay: int = 0
+    session_keepalive: int = 10
+    max_failures_per_session: int = 25
+    task_hiwat: int = 50
+    task_lowat: int = 30
+    task_release: int = 10
+
+
+class MdaLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """`mda limit …`."""
+
+    max_session: int = 50
+    max_session_per_user: int = 7
+    task_hiwat: int = 50
+    task_lowat: int = 30
+    task_release: int = 10
+
+
+class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """`scheduler limit …`."""
+
+    max_inflight: int = 5000
+    max_schedule: int = 10
+    max_evp_batch_size: int = 256
+    max_msg_batch_size: int = 1024
+
+
+class Srs(msgspec.Struct, frozen=True, kw_only=True):
+    """`srs key SECRET [backup SECRET]`, `srs ttl`."""
+
+    key: str = ""
+    backup_key: str = ""
+    ttl: int = 4 * 86400
+
+
+class Resolver(msgspec.Struct, frozen=True, kw_only=True):
+    """`dns resolver ADDRESS [port N]` (ours): "" = what resolv.conf names."""
+
+    address: str = ""
+    port: int = 53
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """One whole configuration. `generation` numbers those that a running server has used."""
+
+    hostname: str
+    file: str = ""
+    generation: int = 0
+    admd: str = ""
+    tables: dict[str, Table] = {}
+    pki: dict[str, Pki] = {}
+    ca: dict[str, str] = {}
+    listeners: tuple[Listener, ...] = ()
+    actions: dict[str, Local | Relay] = {}
+    rules: tuple[Rule, ...] = ()
+    procs: dict[str, Proc] = {}
+    filters: dict[str, Filter] = {}
+    mda_wrappers: dict[str, str] = {}
+    smtp: SmtpOptions = SmtpOptions()
+    queue: QueueOptions = QueueOptions()
+    mta: MtaLimits = MtaLimits()
+    mta_domains: dict[str, MtaLimits] = {}
+    mta_max_deferred: int = 100
+    mda: MdaLimits = MdaLimits()
+    scheduler: SchedulerLimits = SchedulerLimits()
+    bounce_warn: tuple[int, ...] = (4 * 3600,)
+    srs: Srs = Srs()
+    resolver: Resolver = Resolver()

@@ -1,0 +1,124 @@
+"""Lookup: tables, ruleset, expansion, credentials, DNS. Implemented by `routing/lookup`."""
+
+from typing import Protocol
+
+import msgspec
+
+from pillarbox.mail.envelope import Notify, Sealed
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What the ruleset may ask about a session. `address` is "local" for the control socket and for bounces.
+
+    `local`: from the control socket, or from an address of this machine (`match from local`).
+    """
+
+    listener: int
+    smtpname: str
+    address: str
+    local: bool
+    hostname: str = ""  # reverse name, "" where there is none
+    tag: str = ""
+    helo: str = ""
+    tls: bool = False
+    username: str = ""
+    internal: bool = False  # a bounce: made by ourselves, always `from local`
+
+
+class Recipient(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One RCPT TO to be routed and expanded; `rcpt` and `sender` without angle brackets, sender "" = null."""
+
+    generation: int
+    client: Client
+    msgid: int
+    sender: str
+    rcpt: str
+    dsn_notify: Notify = Notify.NONE
+    dsn_orcpt: str = ""
+    dsn_ret: str = ""
+    dsn_envid: str = ""
+
+
+class Expansion(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The answer: sealed envelopes, or a refusal (`code` and `text` of the reply, without CRLF).
+
+    `text` of a refusal is everything after the code, e.g. `Invalid recipient: <x@y>` (code 550).
+    """
+
+    envelopes: tuple[Sealed, ...] = ()
+    code: int = 250
+    text: str = ""
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Who a local delivery runs as."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+
+class MxHost(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One address of one exchanger; `preference` as in the MX record. Sorted, shuffled within a preference."""
+
+    preference: int
+    name: str
+    address: str
+    secure: bool = False  # DNSSEC: the resolver vouched for MX and address
+
+
+class Lookup(Protocol):
+    """Asked by dispatchers (incoming) and by queue (outgoing, bounces, local deliveries)."""
+
+    async def expand(self, recipient: Recipient) -> Expansion:
+        """Route and expand one recipient. Temporary trouble is a 4xx in the answer, not an exception."""
+        ...
+
+    async def reverse_name(self, address: str) -> str:
+        """The forward-confirmed reverse name of an address, "" where it has none or it did not answer in time."""
+        ...
+
+    async def authenticate(self, generation: int, table: str, user: str, password: str) -> bool:
+        """Check a password against a credentials table, or system users for AUTH_SYSTEM. TempFail if it cannot tell."""
+        ...
+
+    async def may_send_as(self, generation: int, table: str, user: str, sender: str) -> bool:
+        """Does the senders table allow this user this address (`listen … senders`)?"""
+        ...
+
+    async def sender_of(self, generation: int, table: str, user: str) -> str:
+        """The one address of the senders table for `masquerade`, "" if there is none."""
+        ...
+
+    async def host_name(self, generation: int, table: str, address: str) -> str:
+        """addrname service (`hostnames <table>`, `helo-src <table>`): the name for a local address, or ""."""
+        ...
+
+    async def user(self, generation: int, table: str, name: str) -> User | None:
+        """userinfo service: who `name` is, None where unknown."""
+        ...
+
+    async def credentials(self, generation: int, table: str, label: str) -> tuple[str, str] | None:
+        """credentials service for a relay: (user, password) of a label."""
+        ...
+
+    async def relay_url(self, generation: int, table: str, domain: str) -> str:
+        """relayhost service (`relay domain <table>`): the URL for a domain, "" where there is none."""
+        ...
+
+    async def source_addresses(self, generation: int, table: str) -> list[str]:
+        """source service (`relay src <table>`): the addresses to send from."""
+        ...
+
+    async def exchangers(self, domain: str, mx: bool, family: str) -> list[MxHost]:
+        """Where mail for a domain goes (RFC 5321 §5.1; RFC 7505 null MX). `mx` False: addresses of the name only.
+
+        TempFail: no answer. PermFail: the domain does not exist, has no address, or takes no mail; the text is the
+        reference's (`Domain does not exist`, `No MX found for domain`, …). `family`: "", "inet4", "inet6".
+        """
+        ...
+
+    async def update_table(self, name: str) -> bool:
+        """Read a table again (`smtpctl update table`)."""
+        ...

@@ -1,0 +1,27 @@
+"""System: what needs the parent's rights. Implemented by `daemon/parent`; control asks it to stop or reload."""
+
+from typing import Protocol
+
+
+class System(Protocol):
+    """Called by lookup and control."""
+
+    async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
+        """`~/.forward`, opened as its owner; None where there is none.
+
+        TempFail where it exists but may not be used (not a regular file, foreign owner, group or world writable): the
+        reference answers the recipient with a 4xx then.
+        """
+        ...
+
+    async def check_password(self, user: str, password: str) -> bool:
+        """A system user's password, in a child with a deadline."""
+        ...
+
+    async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
+        """The entries of a file table, read again."""
+        ...
+
+    async def stop(self) -> None:
+        """`smtpctl stop`: end as on SIGTERM."""
+        ...
