@@ -1,0 +1,41 @@
+# The few things one does with this checkout. `make run` and `make test` set up what they need.
+
+HOME_DIR := $(shell tools/setup where)
+BIN := $(HOME_DIR)/venv/bin
+WORKERS ?= 4
+
+.PHONY: run hello test corpus style types bench setup peers lock
+
+run: setup  ## a mail server on 127.0.0.1:2525, in the foreground
+	@exec tools/run
+
+hello: setup  ## send that server a first message and show it as delivered
+	@$(BIN)/python tools/hello
+
+test: setup peers style types  ## everything that must pass
+	@PATH="$(BIN):$$PATH" PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+
+corpus: setup  ## recorded behaviour: make corpus [DIR=folder] [KIND=dialog] [K=text] [WIRING=one|many]
+	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner \
+	    $(if $(DIR),--dir "$(DIR)") $(if $(KIND),--kind "$(KIND)") $(if $(K),-k "$(K)") $(if $(WIRING),--wiring "$(WIRING)")
+
+style: setup
+	@$(BIN)/ruff check -q && $(BIN)/ruff format -q --check && echo "style: ok"
+
+types: setup
+	@$(BIN)/mypy --no-error-summary && echo "types: ok"
+
+bench: setup peers  ## Pillarbox, Postfix and OpenSMTPD side by side (BENCH="--quick" and more: bench/README.md)
+	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m bench $(BENCH)
+
+setup:
+	@tools/setup python
+
+peers:
+	@tools/setup peers
+
+lock:  ## write requirements.lock anew from pyproject.toml
+	@$(BIN)/python -m venv --clear "$(HOME_DIR)/lock" && "$(HOME_DIR)/lock/bin/pip" install -q pip-tools
+	@"$(HOME_DIR)/lock/bin/pip-compile" -q --generate-hashes --allow-unsafe --strip-extras --extra dev --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+	@rm -rf "$(HOME_DIR)/lock"
