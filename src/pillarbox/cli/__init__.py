@@ -1,0 +1,1 @@
+"""The programs that people call, one file each."""

@@ -1,0 +1,79 @@
+"""The machine's network interfaces and what `listen on WORD` means here."""
+
+import ipaddress
+import socket
+
+import psutil
+
+from pillarbox.conf.model import Listener, TlsMode
+from pillarbox.errors import PillarboxError
+
+BACKLOG = 1024
+
+Endpoint = tuple[socket.AddressFamily, str, int]
+
+
+def local_addresses() -> frozenset[str]:
+    """Every address of this machine, in canonical form without scope: what `from local` and `for local` mean."""
+    found = {"127.0.0.1", "::1"}
+    for addresses in psutil.net_if_addrs().values():
+        found.update(canonical(a.address) for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6))
+    return frozenset(found)
+
+
+def canonical(address: str) -> str:
+    """An address as the logs show it: compressed, without a scope."""
+    return str(ipaddress.ip_address(address.partition("%")[0]))
+
+
+def endpoints(listener: Listener) -> list[Endpoint]:
+    """Where a `listen on` binds: an address, the addresses of an interface, or those of a host name (from files)."""
+    ports = [listener.port] if listener.port else [465 if listener.tls is TlsMode.SMTPS else 25]
+    families = {"inet4": [socket.AF_INET], "inet6": [socket.AF_INET6]}.get(
+        listener.family, [socket.AF_INET, socket.AF_INET6]
+    )
+    found = [(f, a) for f, a in _addresses(listener.interface) if f in families]
+    if not found:
+        raise PillarboxError(
+            f"listen on {listener.interface}: no address; name an address, an interface or a host in /etc/hosts"
+        )
+    return [(family, address, port) for family, address in found for port in ports]
+
+
+def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
+    try:
+        address = ipaddress.ip_address(word.partition("%")[0])
+    except ValueError:
+        pass
+    else:
+        return [(socket.AF_INET if address.version == 4 else socket.AF_INET6, word)]
+    interfaces = psutil.net_if_addrs()
+    if word in interfaces:
+        return [
+            (socket.AddressFamily(a.family), a.address)
+            for a in interfaces[word]
+            if a.family in (socket.AF_INET, socket.AF_INET6)
+        ]
+    try:
+        answers = socket.getaddrinfo(word, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except OSError:
+        return []
+    return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in answers))
+
+
+def bind(endpoint: Endpoint) -> socket.socket:
+    """One listening socket of an endpoint, to be one of several on it (SO_REUSEPORT)."""
+    family, address, port = endpoint
+    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        target = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0][4]
+        listening.bind(target)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise PillarboxError(f"listen on {address} port {port}: {error.strerror}") from error
+    return listening

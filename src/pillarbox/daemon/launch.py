@@ -1,0 +1,170 @@
+"""From a command line to a running server: the order in which things are done, in either wiring."""
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from pillarbox.conf.model import Config
+from pillarbox.daemon import interfaces, lock, privileges
+from pillarbox.daemon.settings import KeyPair, Settings
+from pillarbox.errors import PillarboxError
+from pillarbox.log import Log
+
+_SOCKET_NAME = "smtpd.sock"
+
+
+def bind_all(config: Config, dispatchers: int) -> list[tuple[int, list[socket.socket]]]:
+    """The listening sockets: for each listener and address, one socket per dispatcher."""
+    bound: list[tuple[int, list[socket.socket]]] = []
+    for listener in config.listeners:
+        if listener.socket:
+            continue
+        for endpoint in interfaces.endpoints(listener):
+            bound.append((listener.id, [interfaces.bind(endpoint) for _ in range(dispatchers)]))
+    return bound
+
+
+def prepare_state(state: str, owner: privileges.Account | None) -> None:
+    """Make the state directory and what belongs to it, and give the spool to its role."""
+    try:
+        os.makedirs(state, mode=0o711, exist_ok=True)
+        if owner is not None:
+            os.chmod(state, os.stat(state).st_mode | 0o711)  # noqa: S103 - roles pass through to what is theirs
+        queue = os.path.join(state, "queue")
+        os.makedirs(queue, mode=0o700, exist_ok=True)
+        if owner is not None and os.stat(queue).st_uid != owner.uid:
+            _give(queue, owner)
+        offline = os.path.join(state, "offline")
+        os.makedirs(offline, exist_ok=True)
+        if os.geteuid() == os.stat(offline).st_uid:
+            os.chmod(offline, 0o1733)  # noqa: S103 - everybody may leave mail, nobody may look
+    except OSError as error:
+        raise PillarboxError(f"state directory {state}: {error.strerror or error}") from error
+
+
+def _give(directory: str, owner: privileges.Account) -> None:
+    """Hand a spool that another account had to this one (its owner changed between two starts)."""
+    for base, names, files in os.walk(directory):
+        for name in (*names, *files):
+            os.chown(os.path.join(base, name), owner.uid, owner.gid, follow_symlinks=False)
+    os.chown(directory, owner.uid, owner.gid)
+
+
+def bind_control(state: str) -> socket.socket:
+    """The control socket `DIR/smtpd.sock`. Everybody may connect; what each may ask is decided by who they are."""
+    path = os.path.join(state, _SOCKET_NAME)
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        try:
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        control.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103 - everybody may submit mail
+        control.listen(64)
+    except OSError as error:
+        control.close()
+        raise PillarboxError(f"control socket {path}: {error.strerror or error}") from error
+    return control
+
+
+def load_pki(config: Config) -> dict[str, KeyPair]:
+    """Certificates and keys, read once by the parent; no other process opens them."""
+    pairs: dict[str, KeyPair] = {}
+    for pki in config.pki.values():
+        if not pki.cert or not pki.key:
+            continue
+        try:
+            with open(pki.cert, "rb") as cert, open(pki.key, "rb") as key:
+                pairs[pki.name] = KeyPair(cert.read(), key.read())
+        except OSError as error:
+            raise PillarboxError(f"pki {pki.name}: {error.filename}: {error.strerror}") from error
+    return pairs
+
+
+def check_readable(account: privileges.Account) -> None:
+    """Role users must be able to read the interpreter and its packages; say what to do where they cannot."""
+    paths = [sys.executable, __file__, os.__file__, asyncio.__file__]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            privileges.become(account)
+            os._exit(0 if all(os.access(p, os.R_OK) for p in paths) else 1)
+        finally:
+            os._exit(2)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise PillarboxError(
+            f"user {account.name} cannot read {sys.executable} or {os.path.dirname(__file__)}: install Python and"
+            " Pillarbox where every user may read them (not below a home directory), or use --one-process"
+        )
+
+
+def daemonize() -> None:
+    """Leave the terminal: double fork, new session, / as directory, standard descriptors to /dev/null."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end on uvloop, or on asyncio where it is absent."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        import uvloop  # noqa: PLC0415 - asyncio where it is absent
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+def stop_on_signals(stop: Callable[[], None], log: Log) -> None:
+    """SIGTERM and SIGINT stop; SIGHUP is survived."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP: start again to use a changed configuration"))
+
+
+def launch(config: Config, settings: Settings, log: Log) -> int:
+    """Bind, prepare, start; returns the exit status when the server has ended."""
+    as_root = os.geteuid() == 0
+    one_process = settings.one_process or not as_root
+    os.umask(0o022)
+    privileges.raise_descriptor_limit()
+    owner = None
+    if not one_process:
+        owner = privileges.role_account("queue", log)
+        check_readable(owner)
+    prepare_state(settings.state, owner)
+    held = lock.hold(settings.state)
+    pki = load_pki(config)
+    if not (settings.debug or settings.foreground):
+        daemonize()
+    lock.note_holder(held)
+    return run_loop(_serve(config, settings, pki, one_process, log))
+
+
+async def _serve(config: Config, settings: Settings, pki: dict[str, KeyPair], one_process: bool, log: Log) -> int:
+    # Imported here: a server in one wiring does not load the other, and `-n` loads neither.
+    if one_process:
+        from pillarbox.daemon.oneprocess import run  # noqa: PLC0415
+    else:
+        from pillarbox.daemon.manyprocesses import run  # noqa: PLC0415
+    log.info(f"info: Pillarbox starting with {settings.file}")
+    return await run(config, settings, pki, log)

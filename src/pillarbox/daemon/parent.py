@@ -1,0 +1,293 @@
+"""The parent: starts the roles as processes under their users, joins them, and starts again what died.
+
+It binds the sockets, keeps them, reads no network. What it does itself is what needs its rights: `System` for lookup,
+`Agent` for local deliveries. Its end ends everything: each role exits at the end of file of its channel.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from pillarbox.conf.model import Config
+from pillarbox.daemon import interfaces, privileges
+from pillarbox.daemon.channel import Channel, Message, sealed_memory
+from pillarbox.daemon.peers import Peers, kind
+from pillarbox.daemon.roles import ParentServices
+from pillarbox.daemon.settings import Boot, KeyPair, Settings
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE, neighbours
+from pillarbox.errors import PillarboxError
+from pillarbox.log import Log
+
+START_DEADLINE = 30.0  # seconds until every role must be ready
+DRAIN_DEADLINE = 30.0  # seconds for transactions and deliveries under way at the end
+STOP_DEADLINE = 10.0
+_STEADY = 60.0  # a role that lived this long starts again at once
+_BACKOFF_MAX = 30.0
+
+# Each joins those before it; the others are joined as they start.
+_ORDER = (LOOKUP, QUEUE, CONTROL, DISPATCHER)
+
+
+class _Child:
+    """One role process."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[bytes]", channel: Channel) -> None:
+        self.name = name
+        self.process = process
+        self.channel = channel
+        self.started = time.monotonic()
+        self.ready = asyncio.Event()
+        self.drained = asyncio.Event()
+        self.ended = asyncio.Event()
+
+
+class Parent:
+    """Runs until it is told to stop; `run` returns the exit status."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        settings: Settings,
+        services: ParentServices,
+        peers: Peers,
+        listening: list[tuple[int, list[socket.socket]]],
+        control: socket.socket,
+        pki: dict[str, KeyPair],
+        log: Log,
+    ) -> None:
+        self._config = config
+        self._settings = settings
+        self._services = services
+        self._peers = peers
+        self._listening = listening
+        self._control = control
+        self._pki = pki
+        self._log = log
+        self._seal_key = os.urandom(32)
+        self._addresses = tuple(interfaces.local_addresses())
+        self._accounts = {r: privileges.role_account(r, log) for r in _ORDER}
+        self._children: dict[str, _Child] = {}
+        self._failures: dict[str, int] = {}
+        self._stopping = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.stop_requested = asyncio.Event()
+
+    async def run(self) -> int:
+        """Start everything, wait for the order to stop, stop everything."""
+        names = [
+            n
+            for r in _ORDER
+            for n in ([f"{r}.{i}" for i in range(self._settings.dispatchers)] if r == DISPATCHER else [r])
+        ]
+        try:
+            for name in names:
+                await self._start(name, restarted=False)
+            await self._all_ready()
+        except (PillarboxError, OSError) as error:
+            self._log.warn(str(error))
+            self._stopping = True
+            await self._stop_children()
+            return 1
+        await self._services.start()
+        self._log.info("Pillarbox: ready")
+        await self.stop_requested.wait()
+        self._log.info("Exiting")
+        self._stopping = True
+        await self._drain()
+        await self._stop_children()
+        await self._services.stop()
+        return 0
+
+    # -- starting
+
+    async def _start(self, name: str, *, restarted: bool) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = subprocess.Popen(  # noqa: ASYNC220 - fork and exec of ourselves, at start and after a death
+                [sys.executable, "-m", "pillarbox.daemon.process", kind(name), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+            )
+        child = _Child(name, process, Channel(ours))
+        self._children[name] = child
+        child.channel.start(lambda m, fds: self._receive(child, m, fds), lambda: None)
+        self._watch(child)
+        await self._boot(child, restarted=restarted)
+
+    async def _boot(self, child: _Child, *, restarted: bool) -> None:
+        """Tell a new process what it is, and join it to the peers that run."""
+        boot = sealed_memory("boot", msgspec.msgpack.encode(self._boot_values(child.name, restarted=restarted)))
+        descriptors = {"boot": boot}
+        pairs: list[tuple[str, socket.socket, socket.socket]] = []
+        for role in neighbours(kind(child.name)):
+            for peer in [PARENT] if role == PARENT else [n for n in self._children if kind(n) == role]:
+                mine, yours = socket.socketpair()
+                pairs.append((peer, mine, yours))
+                descriptors[f"peer {peer}"] = yours.fileno()
+        if kind(child.name) == DISPATCHER:
+            index = int(child.name.partition(".")[2])
+            for listener, sockets in self._listening:
+                # One name a socket: an interface can mean several addresses.
+                descriptors[f"listen {listener} {len(descriptors)}"] = sockets[index].fileno()
+        if child.name == CONTROL:
+            descriptors["listen 0"] = self._control.fileno()
+        child.channel.send("boot", descriptors)
+        os.close(boot)
+        for peer, mine, yours in pairs:
+            yours.close()
+            if peer == PARENT:
+                await self._peers.attach(child.name, mine, self._services.services)
+            else:
+                self._children[peer].channel.send("peer", {f"peer {child.name}": mine.fileno()})
+                mine.close()
+
+    def _boot_values(self, name: str, *, restarted: bool) -> Boot:
+        role = kind(name)
+        account = self._accounts[role]
+        return Boot(
+            role=role,
+            index=int(name.partition(".")[2] or 0),
+            config=for_role(self._config, role),
+            state=self._settings.state,
+            verbose=self._log.verbose,
+            debug=self._settings.debug,
+            paused=self._settings.paused,
+            dispatchers=self._settings.dispatchers,
+            seal_key=self._seal_key if role in (LOOKUP, QUEUE) else b"",
+            pki=self._pki if role == DISPATCHER else {},
+            local_addresses=self._addresses,
+            account=(account.name, account.uid, account.gid),
+            restarted=restarted,
+        )
+
+    async def _all_ready(self) -> None:
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                for child in list(self._children.values()):
+                    ready, ended = asyncio.ensure_future(child.ready.wait()), asyncio.ensure_future(child.ended.wait())
+                    await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+                    ready.cancel()
+                    ended.cancel()
+                    if not child.ready.is_set():
+                        raise PillarboxError(f"{child.name} could not start (see above)")
+        except TimeoutError:
+            late = ", ".join(c.name for c in self._children.values() if not c.ready.is_set())
+            raise PillarboxError(f"not ready after {START_DEADLINE:.0f} seconds: {late}") from None
+
+    # -- watching
+
+    def _receive(self, child: _Child, message: Message, descriptors: list[int]) -> None:
+        for fd in descriptors:
+            os.close(fd)
+        if message.op == "ready":
+            child.ready.set()
+        elif message.op == "drained":
+            child.drained.set()
+
+    def _watch(self, child: _Child) -> None:
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(child.process.pid)
+
+        def died() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            status = child.process.wait()
+            child.channel.close()
+            child.ended.set()
+            child.drained.set()
+            if not self._stopping and child.ready.is_set():
+                self._spawn(self._restart(child, status))
+
+        loop.add_reader(pidfd, died)
+
+    async def _restart(self, child: _Child, status: int) -> None:
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        if time.monotonic() - child.started > _STEADY:
+            self._failures[child.name] = 0
+        failures = self._failures[child.name] = self._failures.get(child.name, 0) + 1
+        delay = 0.0 if failures == 1 else min(0.1 * 2.0**failures, _BACKOFF_MAX)
+        self._log.warn(f"{child.name} {how}; starting it again" + (f" in {delay:.1f} s" if delay else ""))
+        self._children.pop(child.name, None)
+        await asyncio.sleep(delay)
+        if self._stopping:
+            return
+        try:
+            await self._start(child.name, restarted=True)
+        except OSError as error:
+            self._log.warn(f"{child.name} cannot be started: {error}")
+            self._spawn(self._restart(child, status))
+            return
+        self._spawn(self._expect_ready(self._children[child.name]))
+
+    async def _expect_ready(self, child: _Child) -> None:
+        """A restarted role that does not get ready is killed, and so started again; one that ended before is too."""
+        ready, ended = asyncio.ensure_future(child.ready.wait()), asyncio.ensure_future(child.ended.wait())
+        await asyncio.wait({ready, ended}, timeout=START_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        ended.cancel()
+        if child.ready.is_set() or self._stopping:
+            return
+        if not child.ended.is_set():
+            child.process.kill()
+            await child.ended.wait()
+        await self._restart(child, child.process.returncode)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- ending
+
+    async def _drain(self) -> None:
+        """Queue hands out nothing more, dispatchers end sessions after their transactions, deliveries end."""
+        children = list(self._children.values())
+        for child in children:
+            child.channel.send("drain")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_DEADLINE):
+                for child in children:
+                    await child.drained.wait()
+                await self._services.drain()
+
+    async def _stop_children(self) -> None:
+        for name in (CONTROL, DISPATCHER, QUEUE, LOOKUP):
+            group = [c for c in self._children.values() if kind(c.name) == name]
+            for child in group:
+                child.channel.send("stop")
+            try:
+                async with asyncio.timeout(STOP_DEADLINE):
+                    for child in group:
+                        await child.ended.wait()
+            except TimeoutError:
+                for child in group:
+                    if not child.ended.is_set():
+                        self._log.warn(f"{child.name} did not end; killed")
+                        child.process.kill()
+
+
+# What each role needs to see of the configuration, beside what all need.
+def for_role(config: Config, role: str) -> Config:
+    """The configuration without what is not this role's: table contents are lookup's, keys are not everybody's."""
+    if role == LOOKUP:
+        return msgspec.structs.replace(config, queue=msgspec.structs.replace(config.queue, encryption=""))
+    tables = {n: msgspec.structs.replace(t, entries=()) for n, t in config.tables.items()}
+    config = msgspec.structs.replace(config, tables=tables)
+    if role != QUEUE:
+        config = msgspec.structs.replace(
+            config,
+            srs=msgspec.structs.replace(config.srs, key="", backup_key=""),
+            queue=msgspec.structs.replace(config.queue, encryption=""),
+        )
+    return config

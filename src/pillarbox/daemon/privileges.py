@@ -1,0 +1,92 @@
+"""Giving up rights: the users of the roles, and what every process renounces before it meets a peer."""
+
+import ctypes
+import grp
+import os
+import pwd
+import resource
+
+import msgspec
+
+from pillarbox.errors import PillarboxError
+from pillarbox.log import Log
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG = 1
+
+# The account of each role, and the ids it runs under where the machine has no such account. They lie in the range that
+# system managers use for transient users (61184-65519), so that they belong to nobody.
+ROLE_USERS = {
+    "dispatcher": ("_smtpn", 65101),
+    "lookup": ("_smtpl", 65102),
+    "queue": ("_smtpq", 65103),
+    "control": ("_smtpc", 65104),
+    "filter": ("_smtpf", 65105),
+}
+UNPRIVILEGED = "_smtpd"  # alias commands, filters and tables that name no other user
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Ids to run under."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def role_account(role: str, log: Log) -> Account:
+    """The account of a role: the machine's `_smtpX`, else ids of its own that nobody has (said once in the log)."""
+    name, spare = ROLE_USERS[role]
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        try:
+            taken = pwd.getpwuid(spare).pw_name
+        except KeyError:
+            log.info(f"no user {name}: {role} runs as uid {spare}; `useradd -r -s /usr/sbin/nologin {name}` makes one")
+            return Account(name, spare, spare)
+        raise PillarboxError(f"no user {name}, and uid {spare} is {taken}'s: create the system user {name}") from None
+    if entry.pw_uid == 0:
+        raise PillarboxError(f"user {name} has uid 0: give it an id of its own")
+    return Account(name, entry.pw_uid, entry.pw_gid)
+
+
+def become(account: Account) -> None:
+    """Irrevocably become the account, without supplementary groups; raises PillarboxError if that did not hold."""
+    os.setgroups([])
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)
+    if os.getresuid() != (account.uid,) * 3 or os.getresgid() != (account.gid,) * 3 or os.getgroups():
+        raise PillarboxError(f"could not become {account.name}")
+
+
+def group_of(name: str) -> int | None:
+    """The id of a group, None where the machine has none of that name."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def renounce() -> None:
+    """What no role needs: new privileges by exec, being traced or dumped, core files."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise PillarboxError(f"prctl {option}: {os.strerror(ctypes.get_errno())}")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies (prctl(2) PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+
+
+def raise_descriptor_limit() -> int:
+    """RLIMIT_NOFILE to its hard limit; returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A hard limit of "infinity" makes closing all descriptors endless; 1 Mi is more than a machine has sockets.
+    wanted = min(hard, 1 << 20) if hard != resource.RLIM_INFINITY else 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

@@ -1,0 +1,109 @@
+"""Who may call what: the call graph of the roles, written down once and enforced on every link.
+
+`CALLS[(caller, callee)]` names the services, each with its methods (`ALL`, or those that this caller needs). A
+compromised role can ask its peers for nothing else. No caller waits, directly or through others, for itself: the
+calls back from those whom queue orders (`queue.read`, `queue.settle`, `relays.*`) are made outside the orders, which
+return as soon as they are noted.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pillarbox.daemon.ipc import Interface
+from pillarbox.roles.delivery import Agent, Outgoing, Relays
+from pillarbox.roles.dispatcher import Incoming
+from pillarbox.roles.lookup import Lookup
+from pillarbox.roles.parent import System
+from pillarbox.roles.queue import Queue
+
+DISPATCHER, LOOKUP, QUEUE, CONTROL, PARENT = "dispatcher", "lookup", "queue", "control", "parent"
+
+# Seconds. The others have ipc.DEADLINE.
+DEADLINES = {
+    "relays.next_task": 90.0,  # waits for the session's keepalive
+    "incoming.submit_read": 660.0,  # waits for what a session says next; sessions end by themselves before
+    "incoming.submit_write": 330.0,
+    "lookup.exchangers": 120.0,
+    "lookup.expand": 120.0,
+}
+
+INTERFACE = Interface(
+    {
+        "lookup": Lookup,
+        "queue": Queue,
+        "relays": Relays,
+        "outgoing": Outgoing,
+        "agent": Agent,
+        "system": System,
+        "incoming": Incoming,
+    },
+    DEADLINES,
+)
+
+ALL: tuple[str, ...] = ()
+
+CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
+    (DISPATCHER, LOOKUP): {
+        "lookup": (
+            "expand",
+            "reverse_name",
+            "authenticate",
+            "may_send_as",
+            "sender_of",
+            "host_name",
+            "credentials",
+        )
+    },
+    (DISPATCHER, QUEUE): {
+        "queue": ("reserve", "append", "discard", "commit", "read", "settle"),
+        "relays": ALL,
+    },
+    (QUEUE, LOOKUP): {
+        "lookup": (
+            "expand",
+            "reverse_name",
+            "host_name",
+            "user",
+            "relay_url",
+            "source_addresses",
+            "exchangers",
+        )
+    },
+    (QUEUE, DISPATCHER): {"outgoing": ALL},
+    (QUEUE, PARENT): {"agent": ALL},
+    (PARENT, QUEUE): {"queue": ("read", "settle")},
+    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table")},
+    (CONTROL, QUEUE): {
+        "queue": (
+            "read",
+            "show",
+            "envelope",
+            "schedule",
+            "remove",
+            "suspend",
+            "pause",
+            "stats",
+            "show_mta",
+            "pause_mta_route",
+        )
+    },
+    (CONTROL, DISPATCHER): {"incoming": ALL},
+    (CONTROL, LOOKUP): {"lookup": ("update_table",)},
+    (CONTROL, PARENT): {"system": ("stop",)},
+}
+
+Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]
+
+
+def neighbours(role: str) -> list[str]:
+    """The roles that `role` shares a link with."""
+    return sorted({b for a, b in CALLS if a == role} | {a for a, b in CALLS if b == role})
+
+
+def allowed(caller: str, callee: str, services: Mapping[str, object]) -> Handlers:
+    """What `callee`, having these service objects, serves to `caller`."""
+    handlers: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
+    for service, names in CALLS.get((caller, callee), {}).items():
+        for name in names or INTERFACE.by_service[service]:
+            handlers[service, name] = getattr(services[service], name)
+    return handlers

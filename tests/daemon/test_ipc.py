@@ -1,0 +1,217 @@
+"""Calls between roles: over a socketpair and within one process, with everything that can go wrong on the way."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+import pytest
+
+from pillarbox.daemon import ipc, wiring
+from pillarbox.errors import PermFail, TempFail
+from pillarbox.log import Log
+
+
+class Echo(Protocol):
+    async def double(self, number: int, text: str = "x") -> tuple[int, str]: ...
+    async def fail(self, kind: str) -> None: ...
+    async def hang(self) -> bytes: ...
+    async def blob(self, data: bytes) -> bytes: ...
+
+
+INTERFACE = ipc.Interface({"echo": Echo}, {"echo.hang": 0.05})
+
+
+class EchoService:
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.running = 0
+
+    async def double(self, number: int, text: str = "x") -> tuple[int, str]:
+        return number * 2, text * 2
+
+    async def fail(self, kind: str) -> None:
+        raise {"temp": TempFail("later"), "perm": PermFail("never"), "bug": ZeroDivisionError("oops")}[kind]
+
+    async def hang(self) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        return b""
+
+    async def blob(self, data: bytes) -> bytes:
+        return data
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+def handlers(service: EchoService) -> dict[tuple[str, str], Callable[..., Awaitable[Any]]]:
+    return {("echo", name): getattr(service, name) for name in INTERFACE.by_service["echo"]}
+
+
+async def linked(serve: dict[tuple[str, str], Any], log: Log) -> tuple[Echo, ipc.Port, ipc.Link]:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    port = ipc.Port("echo")
+    _, served = await loop.create_connection(
+        lambda: ipc.Link(peer="caller", interface=INTERFACE, serve=serve, log=log), sock=theirs
+    )
+    _, link = await loop.create_connection(
+        lambda: ipc.Link(peer="echo", interface=INTERFACE, serve={}, log=log), sock=ours
+    )
+    port.link = link
+    return cast(Echo, ipc.proxy(INTERFACE, "echo", port)), port, served
+
+
+def both_wirings(test: Callable[[Echo, EchoService, Sink], Awaitable[None]]) -> None:
+    async def over_socket() -> None:
+        sink, service = Sink(), EchoService()
+        echo, _, _ = await linked(handlers(service), Log(cast(Any, sink)))
+        await test(echo, service, sink)
+
+    async def within() -> None:
+        sink, service = Sink(), EchoService()
+        port = ipc.Port("echo")
+        port.link = ipc.LocalLink(peer="echo", serve=handlers(service), log=Log(cast(Any, sink)))
+        await test(cast(Echo, ipc.proxy(INTERFACE, "echo", port)), service, sink)
+
+    asyncio.run(over_socket())
+    asyncio.run(within())
+
+
+def test_calls_answer_by_position_keyword_and_default() -> None:
+    async def check(echo: Echo, service: EchoService, sink: Sink) -> None:
+        assert await echo.double(4, "ab") == (8, "abab")
+        assert await echo.double(number=3) == (6, "xx")
+
+    both_wirings(check)
+
+
+def test_failures_keep_their_kind_and_bugs_are_logged_but_not_told() -> None:
+    async def check(echo: Echo, service: EchoService, sink: Sink) -> None:
+        with pytest.raises(TempFail, match="later"):
+            await echo.fail("temp")
+        with pytest.raises(PermFail, match="never"):
+            await echo.fail("perm")
+        with pytest.raises(TempFail, match="internal error") as caught:
+            await echo.fail("bug")
+        assert "oops" not in str(caught.value)
+        assert "ZeroDivisionError: oops" in sink.text
+
+    both_wirings(check)
+
+
+def test_a_call_past_its_deadline_is_a_temporary_failure_and_is_cancelled_there() -> None:
+    async def check(echo: Echo, service: EchoService, sink: Sink) -> None:
+        with pytest.raises(TempFail, match="did not answer"):
+            await echo.hang()
+        await asyncio.wait_for(service.cancelled.wait(), 3)
+
+    both_wirings(check)
+
+
+def test_a_cancelled_call_is_cancelled_at_the_peer() -> None:
+    async def check(echo: Echo, service: EchoService, sink: Sink) -> None:
+        task = asyncio.ensure_future(echo.hang())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait_for(service.cancelled.wait(), 3)
+
+    both_wirings(check)
+
+
+def test_large_values_cross_whole_and_many_calls_run_at_once() -> None:
+    async def check(echo: Echo, service: EchoService, sink: Sink) -> None:
+        blob = bytes(range(256)) * 20000
+        assert await echo.blob(blob) == blob
+        answers = await asyncio.gather(*(echo.double(i) for i in range(3000)))
+        assert [a for a, _ in answers] == [2 * i for i in range(3000)]
+
+    both_wirings(check)
+
+
+def test_a_dead_peer_fails_what_is_running_and_what_comes_after() -> None:
+    async def check() -> None:
+        service = EchoService()
+        echo, _, served = await linked(handlers(service), Log(cast(Any, Sink())))
+        waiting = asyncio.ensure_future(echo.hang())
+        await asyncio.sleep(0.01)
+        served.close()
+        with pytest.raises(TempFail, match="restarted"):
+            await waiting
+        with pytest.raises(TempFail, match="restarted"):
+            await echo.double(1)
+
+    asyncio.run(check())
+
+
+def test_a_call_that_is_not_allowed_ends_the_peer() -> None:
+    async def check() -> None:
+        sink = Sink()
+        echo, _, served = await linked({}, Log(cast(Any, sink)))
+        with pytest.raises(TempFail):
+            await echo.double(1)
+        assert served.closed
+        assert "double is not for caller" in sink.text
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        struct.pack(">I", 3) + b"abc",
+        struct.pack(">I", ipc.MAX_FRAME + 1),
+        struct.pack(">IBIH", 8, 0, 1, 0) + b"\xff",
+        struct.pack(">IBIH", 7, 0, 1, 9999),
+    ],
+)
+def test_a_bad_frame_ends_the_peer(garbage: bytes) -> None:
+    async def check() -> None:
+        sink, gone, serve = Sink(), asyncio.Event(), handlers(EchoService())
+        log = Log(cast(Any, sink))
+        ours, theirs = socket.socketpair()
+        _, served = await asyncio.get_running_loop().create_connection(
+            lambda: ipc.Link(peer="x", interface=INTERFACE, serve=serve, log=log, lost=lambda _: gone.set()),
+            sock=theirs,
+        )
+        for byte in garbage:
+            ours.send(bytes([byte]))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(gone.wait(), 3)
+        assert served.closed
+        assert "bad frame" in sink.text
+        ours.close()
+
+    asyncio.run(check())
+
+
+def test_the_call_graph_has_no_cycle_but_the_orders() -> None:
+    """Calls back from those whom queue gives orders do not count: an order does not wait for them."""
+    orders = {("dispatcher", "queue"), ("parent", "queue")} & set(wiring.CALLS)
+    edges = {pair for pair in wiring.CALLS if pair not in {("queue", "dispatcher"), ("queue", "parent")}}
+    assert orders <= edges
+
+    def reaches(start: str, goal: str) -> bool:
+        return any(b == goal or reaches(b, goal) for a, b in edges if a == start and b != start)
+
+    # parent → queue is the agent's reporting; parent's System answers lookup without asking queue.
+    edges.discard(("parent", "queue"))
+    assert not [role for role in {a for a, _ in edges} if reaches(role, role)]
+
+
+def test_every_allowed_method_exists() -> None:
+    for services in wiring.CALLS.values():
+        for service, names in services.items():
+            assert set(names) <= set(wiring.INTERFACE.by_service[service]), service

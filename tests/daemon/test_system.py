@@ -1,0 +1,101 @@
+"""What the parent does for lookup: `.forward` with its permissions, deadlines of children."""
+
+import asyncio
+import io
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pillarbox.conf.model import Config
+from pillarbox.daemon import system
+from pillarbox.errors import TempFail
+from pillarbox.log import Log
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
+
+
+def make(as_root: bool = False) -> system.ParentSystem:
+    return system.ParentSystem(
+        config=Config(hostname="x"),
+        as_root=as_root,
+        load_table=lambda name: (),
+        on_stop=lambda: None,
+        log=Log(io.StringIO()),
+    )
+
+
+def read(home: Path, uid: int, as_root: bool = False) -> bytes | None:
+    return asyncio.run(make(as_root).read_forward("nobody", uid, 65534, str(home)))
+
+
+def test_forward_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_text("bob\n" * 5000)
+    assert read(tmp_path, os.geteuid()) == b"bob\n" * 5000
+
+
+def test_absent_forward_is_none(tmp_path: Path) -> None:
+    assert read(tmp_path, os.geteuid()) is None
+    assert read(tmp_path / "gone", os.geteuid()) is None
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_forward_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / ".forward").write_text("evil")
+    (tmp_path / ".forward").chmod(mode)
+    with pytest.raises(TempFail, match="writable by others"):
+        read(tmp_path, os.geteuid())
+
+
+def test_links_and_directories_and_fifos_are_refused(tmp_path: Path) -> None:
+    forward = tmp_path / ".forward"
+    forward.symlink_to("/etc/passwd")
+    with pytest.raises(TempFail):
+        read(tmp_path, os.geteuid())
+    forward.unlink()
+    forward.mkdir()
+    with pytest.raises(TempFail, match="regular"):
+        read(tmp_path, os.geteuid())
+    forward.rmdir()
+    os.mkfifo(forward)
+    with pytest.raises(TempFail, match="regular"):
+        read(tmp_path, os.geteuid())
+
+
+def test_huge_forward_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_bytes(b"x" * 70000)
+    with pytest.raises(TempFail, match="64 KB"):
+        read(tmp_path, os.geteuid())
+
+
+@needs_root
+def test_forward_is_opened_as_its_owner(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory != Path("/") and not directory.stat().st_mode & 1:
+            directory.chmod(directory.stat().st_mode | 0o711)
+    forward = tmp_path / ".forward"
+    forward.write_text("root's own")
+    forward.chmod(0o600)
+    with pytest.raises(TempFail, match="Permission denied"):
+        read(tmp_path, 65534, as_root=True)
+    os.chown(forward, 65534, 65534)
+    assert read(tmp_path, 65534, as_root=True) == b"root's own"
+
+
+def test_a_child_that_hangs_is_killed_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "DEADLINE", 0.2)
+
+    async def check() -> None:
+        log = Log(io.StringIO())
+        with pytest.raises(TempFail, match="no answer"):
+            await system.run_in_child(lambda: time.sleep(60) or b"", "login", log)  # type: ignore[func-returns-value]
+        with pytest.raises(TempFail, match="could not be read"):
+            await system.run_in_child(lambda: 1 // 0 and b"", "login", log)
+        assert await system.run_in_child(lambda: b"+" * 300000, "login", log) == b"+" * 300000
+
+    started = time.monotonic()
+    asyncio.run(check())
+    assert time.monotonic() - started < 10
+    with pytest.raises(ChildProcessError):  # nothing is left unreaped
+        os.waitpid(-1, os.WNOHANG)
