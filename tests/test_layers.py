@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src/pillarbox"
 
 # docs/design.md shows the same as a picture. What is on one layer does not import one another.
 LAYERS = {
-    0: ["errors", "log", "metrics"],
+    0: ["errors", "log", "metrics", "places"],
     1: ["mail"],
     2: ["smtp", "conf", "roles"],
     3: ["tables", "dns", "tls"],

@@ -10,6 +10,10 @@ class Incoming(Protocol):
         """`smtpctl pause|resume smtp`: stop accepting connections, or go on. False where it was so already."""
         ...
 
+    async def paused(self) -> bool:
+        """Whether it accepts no connections (`smtpctl show status`)."""
+        ...
+
     async def stats(self) -> dict[str, int]:
         """Counters under the reference's names (`smtp.session`, `smtp.session.inet4`, …)."""
         ...

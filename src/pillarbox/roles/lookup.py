@@ -122,3 +122,7 @@ class Lookup(Protocol):
     async def update_table(self, name: str) -> bool:
         """Read a table again (`smtpctl update table`)."""
         ...
+
+    async def log_level(self, verbose: bool) -> None:
+        """`smtpctl log verbose|brief`."""
+        ...

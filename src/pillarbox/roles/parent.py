@@ -25,3 +25,7 @@ class System(Protocol):
     async def stop(self) -> None:
         """`smtpctl stop`: end as on SIGTERM."""
         ...
+
+    async def log_level(self, verbose: bool) -> None:
+        """`smtpctl log verbose|brief`."""
+        ...

@@ -92,3 +92,23 @@ class Queue(Protocol):
     async def stats(self) -> dict[str, int]:
         """Counters and gauges under the reference's names (`scheduler.envelope`, `queue.…`, `mta.…`, `mda.…`)."""
         ...
+
+    async def paused(self) -> list[str]:
+        """Which of "mda" and "mta" are paused (`smtpctl show status`)."""
+        ...
+
+    async def show_mta(self, what: str) -> list[str]:
+        """Lines of `smtpctl show hosts|hoststats|relays|routes`, and with "paused" of `show mta paused`."""
+        ...
+
+    async def pause_mta_route(self, source: str, dest: str, paused: bool) -> None:
+        """`smtpctl pause|resume mta from SOURCE for DEST`: an IP address, a domain."""
+        ...
+
+    async def resume_route(self, route: int) -> None:
+        """`smtpctl resume route N`: forget the penalty of a route; unknown numbers are ignored."""
+        ...
+
+    async def log_level(self, verbose: bool) -> None:
+        """`smtpctl log verbose|brief`."""
+        ...
