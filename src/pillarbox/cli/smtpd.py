@@ -23,12 +23,12 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     from pillarbox import places  # noqa: PLC0415 - `-h` answers at once
 
-    file = options.file or places.config_file()
+    file = places.config_file(options.file, environ=os.environ, uid=os.geteuid())
     if options.check:
         from pillarbox.daemon.check import check_config  # noqa: PLC0415
 
         return check_config(file, dict(options.macros))
-    return _serve(options, file, options.state or str(places.state_directory()))
+    return _serve(options, file, places.server_state(options.state, environ=os.environ, uid=os.geteuid()))
 
 
 def _serve(options: argparse.Namespace, file: str, state: str) -> int:

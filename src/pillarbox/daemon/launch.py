@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from pillarbox import places
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, lock, privileges
 from pillarbox.daemon.settings import KeyPair, Settings
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
-
-_SOCKET_NAME = "smtpd.sock"
 
 
 def bind_all(config: Config, dispatchers: int) -> list[tuple[int, list[socket.socket]]]:
@@ -39,7 +38,7 @@ def prepare_state(state: str, owner: privileges.Account | None) -> None:
         os.makedirs(queue, mode=0o700, exist_ok=True)
         if owner is not None and os.stat(queue).st_uid != owner.uid:
             _give(queue, owner)
-        offline = os.path.join(state, "offline")
+        offline = places.offline_directory(state)
         os.makedirs(offline, exist_ok=True)
         if os.geteuid() == os.stat(offline).st_uid:
             os.chmod(offline, 0o1733)  # noqa: S103 - everybody may leave mail, nobody may look
@@ -57,20 +56,21 @@ def _give(directory: str, owner: privileges.Account) -> None:
 
 def bind_control(state: str) -> socket.socket:
     """The control socket `DIR/smtpd.sock`. Everybody may connect; what each may ask is decided by who they are."""
-    path = os.path.join(state, _SOCKET_NAME)
+    path = places.control_socket(state)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    directory = os.open(state, os.O_PATH | os.O_DIRECTORY)
     try:
-        try:
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
-        control.bind(path)
+        if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+        # Through a descriptor: a state directory may lie deeper than the 107 bytes of a socket's address.
+        control.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
         os.chmod(path, 0o666)  # noqa: S103 - everybody may submit mail
         control.listen(64)
     except OSError as error:
         control.close()
         raise PillarboxError(f"control socket {path}: {error.strerror or error}") from error
+    finally:
+        os.close(directory)
     return control
 
 

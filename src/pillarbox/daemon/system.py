@@ -83,6 +83,10 @@ class ParentSystem:
         """See `System.stop`."""
         self._on_stop()
 
+    async def log_level(self, verbose: bool) -> None:
+        """See `System.log_level`."""
+        self._log.verbose = verbose
+
     async def _in_child(self, work: Callable[[], bytes], what: str) -> bytes:
         async with self._children:
             return await run_in_child(work, what, self._log)

@@ -85,11 +85,14 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
             "stats",
             "show_mta",
             "pause_mta_route",
+            "resume_route",
+            "paused",
+            "log_level",
         )
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
-    (CONTROL, LOOKUP): {"lookup": ("update_table",)},
-    (CONTROL, PARENT): {"system": ("stop",)},
+    (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level")},
+    (CONTROL, PARENT): {"system": ("stop", "log_level")},
 }
 
 Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]
