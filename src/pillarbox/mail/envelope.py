@@ -102,7 +102,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The end of one attempt. `(evpid, attempt)` names it, so a repeated report is recognised.
 
     `errorline` is what `show queue` prints and the DSN quotes. `relayed_without_dsn`: the next hop took the
-    message but does not speak DSN, so a success DSN says `relayed` (RFC 3461 §5.2.2).
+    message but does not speak DSN, so a success DSN says `relayed` (RFC 3461 §5.2.2). `reply`: with which words the
+    next hop took the message, for `show hoststats`.
     """
 
     evpid: int
@@ -112,6 +113,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     esc_class: int = 0
     esc_code: int = 0
     relayed_without_dsn: bool = False
+    reply: str = ""
 
 
 class Sealed(msgspec.Struct, frozen=True, array_like=True):
