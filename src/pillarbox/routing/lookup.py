@@ -1,0 +1,315 @@
+"""The lookup role: answers every question that needs a table, the ruleset, a password or the DNS.
+
+Configurations are kept by generation: each question names the one that its session or envelope goes by, so that a
+reload never changes the rules under a running session. What a question may wait for (the parent, a name service, a
+hash) is waited for with a deadline; all else is answered from memory without suspending.
+"""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from pillarbox.conf import model
+from pillarbox.conf.model import AUTH_SYSTEM, Config
+from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.log import Log
+from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
+from pillarbox.mail.seal import seal
+from pillarbox.roles.lookup import Expansion, MxHost, Recipient, User
+from pillarbox.roles.parent import System
+from pillarbox.routing.aliases import parse_addresses
+from pillarbox.routing.auth import Passwords
+from pillarbox.routing.expand import TEMPORARY, Expander
+from pillarbox.routing.ruleset import Ruleset
+from pillarbox.tables.matchers import MailaddrMatcher
+from pillarbox.tables.services import Service, parse_credentials, parse_source
+from pillarbox.tables.table import MemoryTable, Table, lookup_user, open_table
+
+GETPWNAM = "<getpwnam>"
+NAME_THREADS = 4  # at most so many questions to the name service and includes being read at a time
+SYSTEM_DEADLINE = 60.0  # seconds; the parent has deadlines of its own below this
+INCLUDE_DEADLINE = 15.0  # seconds
+INCLUDE_MAX = 16 << 20  # bytes
+
+
+class Resolver(Protocol):
+    """What lookup needs of `dns/resolver`."""
+
+    async def exchangers(self, domain: str, mx: bool, family: str) -> list[MxHost]:
+        """See `roles.lookup.Lookup.exchangers`."""
+        ...
+
+    async def reverse_name(self, address: str) -> str:
+        """See `roles.lookup.Lookup.reverse_name`."""
+        ...
+
+
+class _Generation:
+    """One configuration, compiled: its tables, ruleset and expander."""
+
+    def __init__(self, *, config: Config, tables: dict[str, Table], expander: Expander) -> None:
+        self.config = config
+        self.tables = tables
+        self.expander = expander
+
+
+class Lookup:
+    """Implements `roles.lookup.Lookup`.
+
+    `local_addresses()`: the addresses of this machine now, without brackets. `libexec`: the folder of
+    `mail.mboxfile`, for files named by aliases. `alias_user`: whom commands and files of aliases run as.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        system: System,
+        resolver: Resolver,
+        seal_key: bytes,
+        log: Log,
+        now: Callable[[], float],
+        local_addresses: Callable[[], Set[str]],
+        libexec: str,
+        alias_user: str = "_smtpd",
+    ) -> None:
+        self._system = system
+        self._resolver = resolver
+        self._seal_key = seal_key
+        self._log = log
+        self._now = now
+        self._local_addresses = local_addresses
+        self._libexec = libexec
+        self._alias_user = alias_user
+        self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
+        self._passwords = Passwords()
+        self._generations: dict[int, _Generation] = {}
+        self.add_config(config)
+
+    # -- generations
+
+    def add_config(self, config: Config) -> None:
+        """Compile a configuration and answer for its generation from now on; raises ConfigError."""
+        tables = {name: self._open_table(config, table) for name, table in config.tables.items()}
+        if GETPWNAM not in tables:
+            system_users = model.Table(name=GETPWNAM, kind=model.TableKind.GETPWNAM)
+            tables[GETPWNAM] = self._open_table(config, system_users)
+        self._generations[config.generation] = self._compile(config, tables)
+
+    def drop_config(self, generation: int) -> None:
+        """Forget a configuration; questions about it are TempFails afterwards."""
+        self._generations.pop(generation, None)
+
+    def close(self) -> None:
+        """Stop the threads; what waits for them is cancelled."""
+        self._names.shutdown(wait=False, cancel_futures=True)
+        self._passwords.close()
+
+    def _open_table(self, config: Config, table: model.Table) -> Table:
+        return open_table(
+            table,
+            delimiter=config.smtp.sub_addr_delim[:1],
+            executor=self._names,
+            on_bad_regex=lambda pattern, reason: self._bad_regex(table.name, pattern, reason),
+        )
+
+    def _compile(self, config: Config, tables: dict[str, Table]) -> _Generation:
+        ruleset = Ruleset(
+            config=config, tables=tables, local_addresses=self._local_addresses, on_bad_regex=self._bad_regex
+        )
+        expander = Expander(
+            config=config,
+            ruleset=ruleset,
+            tables=tables,
+            find_user=lambda table, name: lookup_user(tables[table], name),
+            read_forward=self._read_forward,
+            read_include=self._read_include,
+            log=self._log,
+            now=self._now,
+            libexec=self._libexec,
+            alias_user=self._alias_user,
+        )
+        return _Generation(config=config, tables=tables, expander=expander)
+
+    def _bad_regex(self, table: str, pattern: str, reason: str) -> None:
+        self._log.warn(f'table "{table}": regex "{pattern}" never matches: {reason}')
+
+    def _generation(self, number: int) -> _Generation:
+        generation = self._generations.get(number)
+        if generation is None:
+            raise TempFail(f"configuration {number} is gone")
+        return generation
+
+    def _table(self, generation: int, name: str) -> Table:
+        table = self._generation(generation).tables.get(name)
+        if table is None:
+            raise TempFail(f'table "{name}" does not exist')
+        return table
+
+    # -- recipients
+
+    async def expand(self, recipient: Recipient) -> Expansion:
+        """Route and expand one recipient; see `roles.lookup.Lookup`."""
+        try:
+            outcome = await self._generation(recipient.generation).expander.expand(recipient)
+        except TempFail as error:
+            self._log.warn(f"expand: {recipient.rcpt}: {error}")
+            outcome = TEMPORARY
+        if isinstance(outcome, list):
+            return Expansion(envelopes=tuple(self._seal(envelope) for envelope in outcome))
+        code, words = outcome
+        user, _, domain = recipient.rcpt.rpartition("@")
+        shown = "" if not user and domain and "@" in recipient.rcpt else recipient.rcpt.removesuffix("@")
+        return Expansion(code=code, text=f"{words}: <{shown}>")
+
+    def _seal(self, envelope: Envelope) -> Sealed:
+        data = encode_envelope(envelope)
+        return Sealed(data, seal(self._seal_key, data))
+
+    async def _read_forward(self, user: User) -> bytes | None:
+        try:
+            async with asyncio.timeout(SYSTEM_DEADLINE):
+                return await self._system.read_forward(user.name, user.uid, user.gid, user.home)
+        except TimeoutError:
+            raise TempFail(f"~/.forward of {user.name} could not be read in time") from None
+
+    async def _read_include(self, path: str) -> bytes:
+        try:
+            async with asyncio.timeout(INCLUDE_DEADLINE):
+                return await asyncio.get_running_loop().run_in_executor(self._names, _read_file, path)
+        except TimeoutError:
+            raise TempFail("not read in time") from None
+
+    # -- users
+
+    async def authenticate(self, generation: int, table: str, user: str, password: str) -> bool:
+        """Check a password; see `roles.lookup.Lookup`. User names are compared without regard to case."""
+        if table == AUTH_SYSTEM:
+            return await self._check_system_password(user, password)
+        known = self._table(generation, table)
+        value = await known.lookup(Service.CREDENTIALS, user)
+        stored = None if value is None else parse_credentials(user, value)[1]
+        decoy = known.any_value() if isinstance(known, MemoryTable) else ""
+        return await self._passwords.check(password, stored, decoy=decoy)
+
+    async def _check_system_password(self, user: str, password: str) -> bool:
+        try:
+            async with asyncio.timeout(SYSTEM_DEADLINE):
+                return await self._system.check_password(user, password)
+        except TimeoutError:
+            raise TempFail(f"the password of {user} was not checked in time") from None
+
+    async def may_send_as(self, generation: int, table: str, user: str, sender: str) -> bool:
+        """Does the senders table allow this user this address? The null sender is allowed to nobody."""
+        value = await self._table(generation, table).lookup(Service.MAILADDRMAP, user)
+        if value is None:
+            return False
+        delimiter = self._generation(generation).config.smtp.sub_addr_delim[:1]
+        allowed = MailaddrMatcher([(parse_addresses(value), 1)], delimiter=delimiter)
+        return allowed.mask(sender or "@") != 0
+
+    async def sender_of(self, generation: int, table: str, user: str) -> str:
+        """The first whole address that the senders table gives this user."""
+        value = await self._table(generation, table).lookup(Service.MAILADDRMAP, user)
+        for address in parse_addresses(value or ""):
+            name, _, domain = address.rpartition("@")
+            if name and domain and "*" not in domain:
+                return address
+        return ""
+
+    async def user(self, generation: int, table: str, name: str) -> User | None:
+        """userinfo service."""
+        return await lookup_user(self._table(generation, table), name)
+
+    # -- relaying
+
+    async def host_name(self, generation: int, table: str, address: str) -> str:
+        """addrname service."""
+        return await self._table(generation, table).lookup(Service.ADDRNAME, address) or ""
+
+    async def credentials(self, generation: int, table: str, label: str) -> tuple[str, str] | None:
+        """credentials service for a relay."""
+        value = await self._table(generation, table).lookup(Service.CREDENTIALS, label)
+        return None if value is None else parse_credentials(label, value)
+
+    async def relay_url(self, generation: int, table: str, domain: str) -> str:
+        """relayhost service. With the domain "" the table is a list, and each call gets the next (`relay host`)."""
+        found = self._table(generation, table)
+        if domain:
+            return await found.lookup(Service.RELAYHOST, domain) or ""
+        return await found.fetch(Service.RELAYHOST) or ""
+
+    async def source_addresses(self, generation: int, table: str) -> list[str]:
+        """source service: all addresses of the table, without brackets, in the order of the reference (sorted)."""
+        found = self._table(generation, table)
+        if isinstance(found, MemoryTable):
+            return [parse_source(key) for key in found.all_keys()]
+        address = await found.fetch(Service.SOURCE)
+        return [] if address is None else [parse_source(address)]
+
+    # -- DNS
+
+    async def reverse_name(self, address: str) -> str:
+        """The forward-confirmed reverse name of an address."""
+        return await self._resolver.reverse_name(address)
+
+    async def exchangers(self, domain: str, mx: bool, family: str) -> list[MxHost]:
+        """Where mail for a domain goes."""
+        return await self._resolver.exchangers(domain, mx, family)
+
+    # -- control
+
+    async def update_table(self, name: str) -> bool:
+        """Read a file table again, in every generation that has it; what cannot be read leaves the old content."""
+        holders = [g for g in self._generations.values() if name in g.config.tables]
+        if not holders:
+            self._log.warn(f'Lookup table not found: "{name}"')
+            return False
+        if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
+            try:
+                entries = await self._system.read_table(name)
+            except PillarboxError as error:
+                self._log.info(f'info: Failed to update table "{name}"')
+                self._log.warn(f"table {name}: {error}")
+                return False
+            for number in list(self._generations):
+                self._replace_entries(number, name, entries)
+        self._log.info(f'info: Table "{name}" successfully updated')
+        return True
+
+    def _replace_entries(self, number: int, name: str, entries: tuple[tuple[str, str], ...]) -> None:
+        generation = self._generations[number]
+        table = generation.config.tables.get(name)
+        if table is None or table.kind is not model.TableKind.FILE:
+            return
+        opened = self._open_table(generation.config, _with_entries(table, entries))
+        self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
+
+
+def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> model.Table:
+    return model.Table(
+        name=table.name,
+        kind=table.kind,
+        config=table.config,
+        backend=table.backend,
+        mapping=table.mapping,
+        entries=entries,
+    )
+
+
+def _read_file(path: str) -> bytes:
+    """A regular file's content; TempFail on anything else. Never blocks on a FIFO."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise TempFail("not a regular file")
+            data = file.read(INCLUDE_MAX + 1)
+    except (OSError, ValueError) as error:
+        raise TempFail(str(error)) from None
+    if len(data) > INCLUDE_MAX:
+        raise TempFail(f"larger than {INCLUDE_MAX} bytes")
+    return data

@@ -1,0 +1,116 @@
+"""A table: one interface whatever stands behind it.
+
+`lookup` and `fetch` are asynchronous because a table may be a program or a name service; tables in memory answer
+without suspending. Keys are compared without regard to case. What a value means is `tables/services`.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Protocol
+
+from pillarbox.conf import model
+from pillarbox.errors import ConfigError, Problem
+from pillarbox.roles.lookup import User
+from pillarbox.tables.matchers import Matcher, build_matcher
+from pillarbox.tables.passwd import PasswdTable
+from pillarbox.tables.services import Service, parse_address, parse_userinfo
+
+Entries = tuple[tuple[str, str], ...]
+
+
+class Table(Protocol):
+    """What may be asked of a table. Every method may raise `TempFail`."""
+
+    name: str
+
+    async def match(self, service: Service, key: str) -> bool:
+        """Does the table hold the key?"""
+        ...
+
+    async def lookup(self, service: Service, key: str) -> str | None:
+        """The value of the key, None where there is none."""
+        ...
+
+    async def fetch(self, service: Service) -> str | None:
+        """The next entry of a list, round-robin; None where it is empty."""
+        ...
+
+
+class MemoryTable:
+    """A static table, or a file as it was when last read. Compiled for a service when that is first asked for."""
+
+    def __init__(
+        self, *, name: str, entries: Entries, delimiter: str, on_bad_regex: Callable[[str, str], None]
+    ) -> None:
+        self.name = name
+        self.entries = entries
+        self._delimiter = delimiter
+        self._on_bad_regex = on_bad_regex
+        self._values: dict[str, str] | None = None
+        self._addresses: dict[str, str] | None = None
+        self._matchers: dict[Service, Matcher] = {}
+        self._keys: list[str] | None = None
+        self._next = 0
+
+    async def match(self, service: Service, key: str) -> bool:
+        """See `Table`."""
+        matcher = self._matchers.get(service)
+        if matcher is None:
+            matcher = self._matchers[service] = build_matcher(
+                service, [(self.all_keys(), 1)], delimiter=self._delimiter, on_bad_regex=self._on_bad_regex
+            )
+        return matcher.mask(key) != 0
+
+    async def lookup(self, service: Service, key: str) -> str | None:
+        """See `Table`. An address (addrname) is found however it is written."""
+        if service is Service.ADDRNAME:
+            return self._address_names().get(parse_address(key) or key.lower())
+        values = self._values
+        if values is None:
+            values = self._values = {k.lower(): v for k, v in self.entries}
+        return values.get(key.lower())
+
+    async def fetch(self, service: Service) -> str | None:
+        """See `Table`. The order is that of the keys, as the reference's."""
+        keys = self.all_keys()
+        if not keys:
+            return None
+        self._next %= len(keys)
+        key = keys[self._next]
+        self._next += 1
+        return key
+
+    def all_keys(self) -> list[str]:
+        """The entries of a list, each once, sorted."""
+        if self._keys is None:
+            self._keys = sorted({key for key, _ in self.entries})
+        return self._keys
+
+    def any_value(self) -> str:
+        """A value of the table, "" where it has none."""
+        return self.entries[0][1] if self.entries else ""
+
+    def _address_names(self) -> dict[str, str]:
+        if self._addresses is None:
+            self._addresses = {parse_address(k) or k.lower(): v for k, v in self.entries}
+        return self._addresses
+
+
+async def lookup_user(table: Table, name: str) -> User | None:
+    """The userinfo service of any table."""
+    if isinstance(table, PasswdTable):
+        return await table.user(name)
+    key = name.lower()
+    value = await table.lookup(Service.USERINFO, key)
+    return None if value is None else parse_userinfo(key, value)
+
+
+def open_table(
+    table: model.Table, *, delimiter: str, executor: Executor, on_bad_regex: Callable[[str, str], None]
+) -> Table:
+    """The running table for one of the configuration; raises ConfigError for a kind that this server cannot serve."""
+    if table.kind in (model.TableKind.STATIC, model.TableKind.FILE):
+        return MemoryTable(name=table.name, entries=table.entries, delimiter=delimiter, on_bad_regex=on_bad_regex)
+    if table.kind is model.TableKind.GETPWNAM:
+        return PasswdTable(name=table.name, executor=executor)
+    raise ConfigError((Problem(f"table {table.name}: {table.kind} tables are not supported"),))
