@@ -135,6 +135,8 @@ class Local(msgspec.Struct, frozen=True, kw_only=True, tag="local"):
 class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
     """An action that sends on. `host`: a relay URL or "" for MX; `domain`: a table domain → relay URL.
 
+    `hosts`: instead of `host`, a table whose entries are relay URLs, to be used in turn.
+
     `tls`: "" (as the URL says), "require" (`tls`), "no-verify" (`tls no-verify`). `backup`: act as a secondary MX,
     `backup_mx` the name to look for ("" = ours).
     """
@@ -143,6 +145,7 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
     line: int = 0
     ttl: int = 0
     host: str = ""
+    hosts: str = ""
     domain: str = ""
     backup: bool = False
     backup_mx: str = ""
@@ -194,10 +197,11 @@ class SmtpOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`queue …`. `encryption` is the key as written."""
+    """`queue …`. `encryption`: the key, or "stdin" to read it there; `encryption_ask`: at the terminal."""
 
     compression: bool = False
     encryption: str = ""
+    encryption_ask: bool = False
     ttl: int = 4 * 86400
 
 
@@ -287,3 +291,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     bounce_warn: tuple[int, ...] = (4 * 3600,)
     srs: Srs = Srs()
     resolver: Resolver = Resolver()
+    warnings: tuple[str, ...] = ()  # what is legal but hardly meant, to be said when it is loaded

@@ -1,0 +1,209 @@
+"""A configuration in the making: what the statements so far have declared, and how they complain."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import msgspec
+from lark import Token, Tree
+
+from pillarbox.conf.lexer import Lexer, Source
+from pillarbox.conf.model import Config, Filter, Listener, Local, MtaLimits, Pki, Proc, Relay, Rule, Table, TableKind
+from pillarbox.conf.report import Report
+from pillarbox.conf.tables import Shape, Tables, key_fits
+
+Node = Tree[Token]
+
+
+class Checker(Protocol):
+    """Questions about the machine that only `daemon/check` can answer. Where the answer is a `str`, "" means fine."""
+
+    def local_addresses(self) -> Sequence[str]:
+        """Every address of this machine."""
+        ...
+
+    def listener(self, listener: Listener) -> str:
+        """What is wrong with the interface, address or host name that it names."""
+        ...
+
+    def service_port(self, name: str) -> int:
+        """The TCP port of a service, services(5); 0 where there is none."""
+        ...
+
+    def table_program(self, backend: str) -> bool:
+        """Whether a table program of that name is installed."""
+        ...
+
+    def table_database(self, path: str) -> str:
+        """What is wrong with a `db:` file."""
+        ...
+
+    def pki(self, pki: Pki) -> tuple[str, str]:
+        """What is wrong with its files, and what to warn about."""
+        ...
+
+    def ca(self, path: str) -> str:
+        """What is wrong with a file of CA certificates."""
+        ...
+
+
+class Wrong(Exception):
+    """A statement, or a part of one, that cannot stand; `node` says where. The nearest of `names` may be named."""
+
+    def __init__(self, node: Node | Token, message: str, *, names: Iterable[str] = (), near: str = "") -> None:
+        super().__init__(message)
+        self.node, self.message, self.names, self.near = node, message, names, near
+
+
+class Draft:
+    """What has been declared. `lexer` and `read` serve macros and includes."""
+
+    def __init__(
+        self, *, lexer: Lexer, read: Callable[[str], str], hostname: str, checker: Checker | None, report: Report
+    ) -> None:
+        self.lexer, self.read, self.checker, self.report = lexer, read, checker, report
+        self.base = Config(hostname=hostname)
+        self.options: dict[str, Any] = {}  # fields of Config that a statement sets as a whole
+        self.tables = Tables(
+            hostname=hostname, local_addresses=checker.local_addresses if checker is not None else lambda: ()
+        )
+        self.pki: dict[str, Pki] = {}
+        self.pki_places: dict[str, tuple[Source, Node]] = {}  # where each was last spoken of
+        self.ca: dict[str, str] = {}
+        self.listeners: list[Listener] = []
+        self.actions: dict[str, Local | Relay] = {}
+        self.rules: list[Rule] = []
+        self.procs: dict[str, Proc] = {}
+        self.filters: dict[str, Filter] = {}
+        self.mda_wrappers: dict[str, str] = {}
+        self.mta_domains: dict[str, MtaLimits] = {}
+        self.failed_actions: dict[str, int] = {}  # name → line of the declaration that did not stand
+        self.source: Source = lexer.source
+        self.line = 0
+        self.failed = False  # the current statement
+        self._chains = 0
+
+    def get(self, field: str) -> Any:
+        """A field of the Config as it is by now."""
+        return self.options.get(field, getattr(self.base, field))
+
+    def change(self, field: str, **values: object) -> None:
+        """Set fields of one of the Config's groups of options."""
+        self.options[field] = msgspec.structs.replace(self.get(field), **values)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Turn a Wrong into a problem and go on: the other options of the statement are looked at too."""
+        try:
+            yield
+        except Wrong as wrong:
+            self.failed = True
+            line, pos = place(wrong.node)
+            self.report.at(wrong.message, self.source, line, pos, names=wrong.names, near=wrong.near)
+
+    def warn(self, node: Node | Token, message: str) -> None:
+        """Something that is legal but hardly meant."""
+        line, pos = place(node)
+        self.report.warn(message, self.source, line, pos)
+
+    def table(self, node: Node) -> str:
+        """The name of the table that a `_table` of the grammar means: `<name>`, or one made here."""
+        if node.data == "reference":
+            name = word(node)
+            if not self.tables.knows(name):
+                raise Wrong(node, f"no such table: {name}", names=self.tables.all, near=name)
+            return name
+        block = node.children[0] if node.data == "block" else node
+        assert isinstance(block, Tree)
+        return self.static_table(self.tables.unnamed(), block)
+
+    def static_table(self, name: str, content: Node) -> str:
+        """Declare a table from its elements: `pairs`, or `strings` and a single literal."""
+        tokens = [token for token in content.children if isinstance(token, Token)]
+        mapping = content.data == "pairs"
+        if mapping:
+            entries = tuple(zip(map(str, tokens[::2]), map(str, tokens[1::2]), strict=True))
+        else:
+            entries = tuple((str(token), "") for token in tokens)
+        if not all(key_fits(key) for key, _ in entries):
+            for key, _ in entries:
+                if not key_fits(key):
+                    self.warn(content, f'failed to add "{key}" in table "{name}"')
+            entries = tuple(entry for entry in entries if key_fits(entry[0]))
+        table = Table(name=name, kind=TableKind.STATIC, mapping=mapping, entries=entries)
+        return self.tables.add(table, Shape.MAP if mapping else Shape.LIST)
+
+    def serving_table(self, node: Node, shapes: Shape, refusal: str, *, userinfo: bool = False) -> str:
+        """`table`, refused with `refusal` (in which {} is its name) where its shape does not serve."""
+        name = self.table(node)
+        if not self.tables.may_serve(name, shapes, userinfo=userinfo):
+            raise Wrong(node, refusal.format(name))
+        return name
+
+    def filter(self, node: Node) -> str:
+        """The name of the filter that an option names; `{ a, b }` becomes a chain of its own."""
+        child = node.children[0]
+        if isinstance(child, Token):
+            if child not in self.filters:
+                raise Wrong(child, f"no filter exist with that name: {child}", names=self.filters, near=child)
+            return str(child)
+        self._chains += 1
+        name = f"<dynchain:{self._chains:08x}>"
+        self.filters[name] = self.chain(name, child)
+        return name
+
+    def chain(self, name: str, node: Node) -> Filter:
+        """A chain of filters that exist, each once and none a chain."""
+        members: dict[str, None] = {}
+        for token in node.children:
+            assert isinstance(token, Token)
+            member = str(token)
+            if member not in self.filters:
+                raise Wrong(token, f"no filter exist with that name: {member}", names=self.filters, near=member)
+            if self.filters[member].kind == "chain":
+                raise Wrong(token, f"no filter chain allowed within a filter chain: {member}")
+            if member in members:
+                raise Wrong(token, f"no filter allowed twice within a filter chain: {member}")
+            members[member] = None
+        return Filter(name=name, kind="chain", chain=tuple(members))
+
+
+def place(node: Node | Token) -> tuple[int, int]:
+    """Line and offset to complain about: where an option begins, or where one over several lines ends."""
+    if isinstance(node, Token):
+        return node.line or 0, node.start_pos or 0
+    meta = node.meta
+    if meta.line == meta.end_line:
+        return meta.line, meta.start_pos
+    tokens = list(node.scan_values(lambda value: isinstance(value, Token)))
+    last = tokens[-1] if tokens else None
+    if last is not None and last.line == meta.end_line:
+        return meta.end_line, last.start_pos or 0
+    return meta.end_line, meta.start_pos
+
+
+def token(node: Node, index: int = 0) -> Token:
+    """The child at `index`, which the grammar makes a token."""
+    child = node.children[index]
+    assert isinstance(child, Token)
+    return child
+
+
+def word(node: Node, index: int = 0) -> str:
+    """The text of the token at `index`."""
+    return str(token(node, index))
+
+
+def words(node: Node) -> list[str]:
+    """All tokens among a node's children."""
+    return [str(child) for child in node.children if isinstance(child, Token)]
+
+
+def options(node: Node) -> list[Node]:
+    """The children that are not tokens."""
+    return [child for child in node.children if isinstance(child, Tree)]
+
+
+def option(node: Node, name: str) -> Node | None:
+    """The child that is of this rule, if there is one."""
+    return next((child for child in options(node) if child.data == name), None)

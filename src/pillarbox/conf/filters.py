@@ -1,0 +1,69 @@
+"""`proc` and `filter` → `Proc` and `Filter`."""
+
+import msgspec
+
+from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word
+from pillarbox.conf.model import Filter, Proc
+from pillarbox.conf.rules import condition
+
+
+def build_proc(draft: Draft, node: Node) -> None:
+    """`proc NAME "command" options`."""
+    name = word(node)
+    if name in draft.procs:
+        raise Wrong(node, f"processor already exists with that name: {name}")
+    draft.procs[name] = _proc(draft, node)
+
+
+def build_filter_proc(draft: Draft, node: Node) -> None:
+    """`filter NAME proc PROC`."""
+    name, proc = _new_filter(draft, node), word(node, 1)
+    if proc not in draft.procs:
+        raise Wrong(token(node, 1), f"no processor exist with that name: {proc}", names=draft.procs, near=proc)
+    draft.filters[name] = Filter(name=name, kind="proc", proc=proc)
+
+
+def build_filter_exec(draft: Draft, node: Node) -> None:
+    """`filter NAME proc-exec "command" options`: its process bears the filter's name."""
+    name = _new_filter(draft, node)
+    draft.filters[name] = Filter(name=name, kind="proc-exec", proc=name)
+    draft.procs[name] = _proc(draft, node)
+
+
+def build_filter_chain(draft: Draft, node: Node) -> None:
+    """`filter NAME chain { … }`."""
+    name = _new_filter(draft, node)
+    draft.filters[name] = draft.chain(name, options(node)[0])
+
+
+def build_filter_phase(draft: Draft, node: Node) -> None:
+    """`filter NAME phase PHASE match CONDITION DECISION`. The phase is kept as written."""
+    name = _new_filter(draft, node)
+    phase = options(node)[0]
+    what, decision = options(phase)
+    draft.filters[name] = Filter(  # declared even if the condition is wrong: one message is enough
+        name=name,
+        kind="builtin",
+        phase=str(phase.data).removeprefix("phase_").replace("_", "-"),
+        decision=str(decision.data).removeprefix("do_"),
+        argument=word(decision) if decision.children else "",
+    )
+    draft.filters[name] = msgspec.structs.replace(draft.filters[name], conditions=(condition(draft, what),))
+
+
+def _proc(draft: Draft, node: Node) -> Proc:
+    given: dict[str, str] = {}
+    for part in options(node):
+        what = str(part.data).removeprefix("proc_")
+        with draft.collecting():
+            if what in given:
+                raise Wrong(part, f"{what} already specified for this processor")
+            given[what] = word(part)
+    return Proc(name=word(node), command=word(node, 1), **given)
+
+
+def _new_filter(draft: Draft, node: Node) -> str:
+    name = word(node)
+    if name in draft.filters:
+        raise Wrong(token(node, 0), f"filter already exists with that name: {name}")
+    return name

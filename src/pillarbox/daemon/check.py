@@ -1,0 +1,175 @@
+"""`smtpd -n`, and the checks of the machine that go with reading a configuration.
+
+`conf` is pure: it reads files through `read` and asks a `Checker` about certificates, interfaces, services and table
+programs. Both are here, and nowhere else does a configuration meet the machine before it is used.
+"""
+
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from pillarbox import places
+from pillarbox.conf.build import load_config
+from pillarbox.conf.model import Config, Listener, Pki
+from pillarbox.daemon import interfaces
+from pillarbox.errors import ConfigError, PillarboxError, Problem
+
+MAX_FILE = 1 << 30  # bytes; a table may be large
+CERT_MODE = 0o755  # at most, as the reference demands
+KEY_MODE = 0o740
+TABLE_PROGRAMS = (  # where the reference's packages put table-NAME
+    "/usr/local/libexec/smtpd",
+    "/usr/local/libexec/opensmtpd",
+    "/usr/libexec/opensmtpd",
+    "/usr/lib/opensmtpd",
+    "/usr/lib/x86_64-linux-gnu/opensmtpd",
+)
+
+
+def read_file(path: str) -> str:
+    """A configuration or table file. Bytes that are not UTF-8 come as surrogates. Raises OSError."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise OSError(0, "file too large")
+    return data.decode("utf-8", "surrogateescape")
+
+
+def read_config(file: str, macros: dict[str, str]) -> Config:
+    """The configuration, checked against this machine. Raises ConfigError."""
+    return load_config(file=file, read=read_file, macros=macros, hostname=places.host_name(), checker=Machine())
+
+
+def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = None) -> int:
+    """`smtpd -n`: say what is wrong, each as `file:line: message`, or `configuration OK`; returns the exit status."""
+    output = output or sys.stderr
+    try:
+        config = read_config(file, macros)
+        if config.queue.encryption == "stdin":
+            # COMPAT: only a server that starts reads the key, so there is none to check.
+            raise ConfigError([Problem("invalid key for queue encryption: a check does not read it from stdin", file)])
+    except ConfigError as error:
+        _say(output, *map(str, error.problems))
+        return 1
+    _say(output, *(f"warning: {warning}" for warning in config.warnings), "configuration OK")
+    return 0
+
+
+def _say(output: TextIO, *lines: str) -> None:
+    for line in lines:
+        # A file may hold any byte: what this terminal's encoding lacks is shown escaped.
+        encoding = output.encoding or "utf-8"
+        output.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    output.flush()
+
+
+class Machine:
+    """The `Checker` of this machine."""
+
+    def __init__(self, *, table_programs: Sequence[str] = TABLE_PROGRAMS) -> None:
+        self._table_programs = table_programs
+
+    def local_addresses(self) -> Sequence[str]:
+        """Every address of this machine."""
+        return sorted(interfaces.local_addresses())
+
+    def listener(self, listener: Listener) -> str:
+        """What is wrong with the interface, address or host name that it names."""
+        try:
+            interfaces.endpoints(listener)
+        except PillarboxError:
+            family = f" ({listener.family})" if listener.family else ""
+            return f"invalid virtual ip or interface: {listener.interface}{family}"
+        return ""
+
+    def service_port(self, name: str) -> int:
+        """The TCP port of a service, services(5); 0 where there is none."""
+        try:
+            return socket.getservbyname(name, "tcp")
+        except (OSError, ValueError):
+            return 0
+
+    def table_program(self, backend: str) -> bool:
+        """Whether `table-BACKEND` is installed."""
+        program = f"table-{backend}"
+        if "/" in backend or "\0" in backend:
+            return False
+        return any(os.path.exists(os.path.join(place, program)) for place in self._table_programs) or (
+            shutil.which(program) is not None
+        )
+
+    def table_database(self, path: str) -> str:
+        """What is wrong with a `db:` file."""
+        return _unreadable(path)
+
+    def pki(self, pki: Pki) -> tuple[str, str]:
+        """What keeps a certificate or key from being loaded; and that they do not belong together, a warning.
+
+        COMPAT: the reference accepts a pair that does not match, and a file that holds no certificate.
+        """
+        fault = _insecure(pki.cert, CERT_MODE)
+        if fault:
+            return f"failed to load certificate file {pki.cert}: {fault}", ""
+        fault = _insecure(pki.key, KEY_MODE)
+        if fault:
+            return f"failed to load key file {pki.key}: {fault}", ""
+        try:
+            key = load_pem_private_key(_bytes(pki.key), None)
+        except TypeError:
+            return f"failed to load key file {pki.key}: it is encrypted", ""
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            return f"failed to load key file {pki.key}: {_reason(error)}", ""
+        try:
+            certificate = x509.load_pem_x509_certificates(_bytes(pki.cert))[0]
+            public = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            return "", f"pki {pki.name}: {pki.cert} holds no usable certificate: {_reason(error)}"
+        if public != key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
+            return "", f"pki {pki.name}: the key {pki.key} does not belong to the certificate {pki.cert}"
+        return "", ""
+
+    def ca(self, path: str) -> str:
+        """What is wrong with a file of CA certificates."""
+        fault = _insecure(path, CERT_MODE)
+        return f"failed to load CA file {path}: {fault}" if fault else ""
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1 << 20)
+
+
+def _unreadable(path: str) -> str:
+    try:
+        with open(path, "rb"):
+            return ""
+    except (OSError, ValueError) as error:
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _insecure(path: str, mode: int) -> str:
+    """What forbids using a file that secrets or trust come from: its owner (root, or whoever we are) or its mode."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    if not stat.S_ISREG(status.st_mode):
+        return "not a file"
+    if status.st_uid not in {0, os.geteuid()}:
+        return "not owned by root" if os.geteuid() == 0 else "not owned by root or by this user"
+    if stat.S_IMODE(status.st_mode) & 0o777 & ~mode:
+        return f"insecure permissions: they must be at most {mode:04o}"
+    return ""
