@@ -1,0 +1,37 @@
+"""`smtpctl encrypt`: a password's hash for a credentials table, by the system's crypt(3)."""
+
+import ctypes
+
+_METHODS = ((b"$y$", 8), (b"$2b$", 10), (b"$6$", 5000))  # the best first, with its cost: crypt(5)
+
+
+class CannotHash(Exception):
+    """This system has no crypt(3) that knows a strong hash, or the password cannot be hashed."""
+
+
+def hash_password(password: bytes) -> str:
+    """The hash of a password with a new salt; raises `CannotHash`."""
+    if b"\0" in password:
+        raise CannotHash("a password cannot contain NUL")
+    library = _library()
+    for prefix, cost in _METHODS:
+        setting = library.crypt_gensalt(prefix, ctypes.c_ulong(cost), None, 0)
+        if not setting:
+            continue
+        hashed = library.crypt(password, setting)
+        # Failures are told by a value that is no hash: crypt(3).
+        if hashed and hashed.startswith(prefix):
+            return str(hashed.decode("ascii"))
+    raise CannotHash("crypt(3) knows no strong hash")
+
+
+def _library() -> ctypes.CDLL:
+    for name in ("libcrypt.so.1", "libcrypt.so.2"):
+        try:
+            library = ctypes.CDLL(name)
+            library.crypt_gensalt.restype = ctypes.c_char_p
+            library.crypt.restype = ctypes.c_char_p
+            return library
+        except (OSError, AttributeError):
+            continue
+    raise CannotHash("no libcrypt found")

@@ -1,0 +1,318 @@
+"""smtpctl(8) and mailq: what an operator asks of the running server.
+
+Also answers to the names `mailq` and `sendmail` where it is installed under them. Imports little: `mailq` must start at
+once.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from pillarbox import places
+from pillarbox.cli import display
+from pillarbox.cli.connection import Connection, ControlError, NotRunning
+from pillarbox.cli.grammar import Grammar, NoCommand, Value
+from pillarbox.cli.invocation import program_name, split_state
+from pillarbox.control import wire
+from pillarbox.roles.queue import QueueRow
+
+_TRACES = frozenset((
+    "imsg", "io", "smtp", "filters", "mta", "bounce", "scheduler", "lookup", "stat", "rules", "mproc", "expand", "all",
+))  # fmt: skip
+_PROFILES = frozenset(("imsg", "queue"))
+_MISSING = "fopen: No such file or directory"  # the reference opens a file of its spool
+_MONITOR_PAGE = 25
+
+
+class Smtpctl:
+    """The commands, for one state directory."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+        self._connection = Connection(places.control_socket(state))
+
+    def grammar(self) -> Grammar:
+        """The reference's commands in the reference's order, which is that of its hints; then our own."""
+        g = Grammar()
+        g.add("discover <evpid>", self._discover)
+        g.add("discover <msgid>", self._discover)
+        g.add("pause mta from <addr> for <str>", self._route(True))
+        g.add("resume mta from <addr> for <str>", self._route(False))
+        g.add("show mta paused", self._show_mta("paused"))
+        g.add("log brief", self._plain(wire.LogLevel(False)))
+        g.add("log verbose", self._plain(wire.LogLevel(True)))
+        g.add("monitor", self._monitor)
+        for which in ("<evpid>", "<msgid>", "all"):
+            g.add(f"pause envelope {which}", self._change("pause", "paused"))
+        for kind in ("mda", "mta", "smtp"):
+            g.add(f"pause {kind}", self._plain(wire.Pause(kind, True)))
+        g.add("profile <str>", self._trace(_PROFILES, on=True, profile=True))
+        for which in ("<evpid>", "<msgid>", "all"):
+            g.add(f"remove {which}", self._change("remove", "removed"))
+        for which in ("<evpid>", "<msgid>", "all"):
+            g.add(f"resume envelope {which}", self._change("resume", "resumed"))
+        g.add("resume mda", self._plain(wire.Pause("mda", False)))
+        g.add("resume mta", self._plain(wire.Pause("mta", False)))
+        g.add("resume route <routeid>", self._resume_route)
+        g.add("resume smtp", self._plain(wire.Pause("smtp", False)))
+        for which in ("<msgid>", "<evpid>", "all"):
+            g.add(f"schedule {which}", self._change("schedule", "scheduled"))
+        g.add("show envelope <evpid>", self._show_envelope)
+        g.add("show hoststats", self._show_mta("hoststats"))
+        g.add("show message <msgid>", self._show_message)
+        g.add("show message <evpid>", self._show_message)
+        g.add("show queue", self.show_queue)
+        g.add("show queue <msgid>", self.show_queue)
+        for what in ("hosts", "relays", "routes"):
+            g.add(f"show {what}", self._show_mta(what))
+        g.add("show stats", self._show_stats)
+        g.add("show status", self._show_status)
+        g.add("trace <str>", self._trace(_TRACES, on=True))
+        g.add("unprofile <str>", self._trace(_PROFILES, on=False, profile=True))
+        g.add("untrace <str>", self._trace(_TRACES, on=False))
+        g.add("update table <str>", self._update_table)
+        g.add("encrypt", self._encrypt)
+        g.add("encrypt <str>", self._encrypt)
+        g.add("spf walk", self._spf_walk)
+        g.add("stop", self._plain(wire.Stop()), listed=False)
+        return g
+
+    # Asking
+
+    def _ask(self, request: wire.Request) -> wire.Answer:
+        """The answer, where it is one; raises `ControlError` for the others."""
+        try:
+            answer = self._connection.ask(request)
+        except NotRunning:
+            self._need_rights()
+            raise
+        match answer:
+            case wire.Denied():
+                raise ControlError("need root privileges")
+            case wire.Missing():
+                raise ControlError(_MISSING)
+        return answer
+
+    def _look(self, request: wire.Request) -> wire.Answer:
+        """As `_ask`, where failing means that there is nothing to print."""
+        answer = self._ask(request)
+        if isinstance(answer, wire.Failed):
+            raise ControlError(answer.text or "command failed")
+        return answer
+
+    def _need_rights(self) -> None:
+        """Without a server to judge: root, and whoever owns the state directory."""
+        try:
+            owner = os.stat(self._state).st_uid
+        except OSError:
+            return
+        if os.geteuid() not in (0, owner):
+            raise ControlError("need root privileges")
+
+    def _report(self, request: wire.Request) -> int:
+        """Carry out, and say in the reference's words whether it was done."""
+        answer = self._ask(request)
+        if isinstance(answer, wire.Failed):
+            print(f"command failed: {answer.text}" if answer.text else "command failed")
+            return 1
+        print("command succeeded")
+        return 0
+
+    # Commands
+
+    def _plain(self, request: wire.Request) -> Callable[[list[Value]], int]:
+        return lambda _: self._report(request)
+
+    def _change(self, verb: str, done: str) -> Callable[[list[Value]], int]:
+        def change(values: list[Value]) -> int:
+            count = self._count(verb, values)
+            print(f"{count} envelope{'s' if count > 1 else ''} {done}")
+            return 0
+
+        return change
+
+    def _discover(self, values: list[Value]) -> int:
+        count = self._count("discover", values)
+        print(f"{count} envelope{'s' if count != 1 else ''} discovered")
+        return 0
+
+    def _count(self, verb: str, values: list[Value]) -> int:
+        answer = self._look(wire.Change(verb, int(values[0]) if values else 0))
+        return answer.count if isinstance(answer, wire.Count) else 0
+
+    def _route(self, paused: bool) -> Callable[[list[Value]], int]:
+        return lambda values: self._report(wire.PauseRoute(str(values[0]), str(values[1]), paused))
+
+    def _resume_route(self, values: list[Value]) -> int:
+        return self._report(wire.ResumeRoute(int(values[0])))
+
+    def _trace(self, known: frozenset[str], *, on: bool, profile: bool = False) -> Callable[[list[Value]], int]:
+        def trace(values: list[Value]) -> int:
+            subsystem = str(values[0])
+            if subsystem not in known:
+                raise ControlError(f"invalid {'profile' if profile else 'trace'} keyword: {subsystem}")
+            return self._report(wire.Trace(subsystem, on, profile))
+
+        return trace
+
+    def _update_table(self, values: list[Value]) -> int:
+        return self._report(wire.UpdateTable(str(values[0])))
+
+    def show_queue(self, values: list[Value]) -> int:
+        """`show queue [msgid]`, and mailq. Without a server: what its store holds."""
+        for row in self._rows(int(values[0]) if values else 0):
+            print(display.queue_line(row, int(time.time())))
+        return 0
+
+    def _rows(self, msgid: int) -> Iterator[QueueRow]:
+        after = 0
+        while True:
+            answer = self._look(wire.ShowQueue(after, msgid))
+            rows = answer.rows if isinstance(answer, wire.Rows) else []
+            if not rows:
+                return
+            yield from rows
+            after = rows[-1].envelope.evpid
+
+    def _show_envelope(self, values: list[Value]) -> int:
+        answer = self._look(wire.ShowEnvelope(int(values[0])))
+        for row in answer.rows if isinstance(answer, wire.Rows) else []:
+            print("\n".join(display.envelope_lines(row.envelope)))
+        return 0
+
+    def _show_message(self, values: list[Value]) -> int:
+        given = int(values[0])
+        msgid = given >> 32 or given
+        sys.stdout.flush()
+        for piece in _with_lf(self._pieces(msgid)):
+            sys.stdout.buffer.write(piece)
+        return 0
+
+    def _pieces(self, msgid: int) -> Iterator[bytes]:
+        offset = 0
+        while True:
+            answer = self._look(wire.ReadMessage(msgid, offset))
+            if not isinstance(answer, wire.Piece) or not answer.data:
+                return
+            yield answer.data
+            offset += len(answer.data)
+
+    def _show_mta(self, what: str) -> Callable[[list[Value]], int]:
+        def show(_: list[Value]) -> int:
+            shown = 0
+            while True:
+                answer = self._look(wire.ShowMta(what, shown))
+                if not isinstance(answer, wire.Lines) or not answer.lines:
+                    return 0
+                print("\n".join(answer.lines))
+                shown += len(answer.lines)
+
+        return show
+
+    def _stats(self) -> dict[str, int]:
+        answer = self._look(wire.ShowStats())
+        return answer.values if isinstance(answer, wire.Numbers) else {}
+
+    def _show_stats(self, _: list[Value]) -> int:
+        print("\n".join(display.stats_lines(self._stats())))
+        return 0
+
+    def _show_status(self, _: list[Value]) -> int:
+        answer = self._look(wire.ShowStatus())
+        paused = answer.lines if isinstance(answer, wire.Lines) else []
+        for kind in ("mda", "mta", "smtp"):
+            print(f"{kind.upper()} {'paused' if kind in paused else 'running'}")
+        return 0
+
+    def _monitor(self, _: list[Value]) -> int:
+        """A line a second until interrupted."""
+        last: dict[str, int] = {}
+        count = 0
+        while True:
+            counters = display.monitor_counters(self._stats())
+            if count % _MONITOR_PAGE == 0:
+                print(("\n" if count else "") + display.MONITOR_HEADER)
+            print(display.monitor_line(counters, last), flush=True)
+            last = counters
+            count += 1
+            time.sleep(1)
+
+    def _encrypt(self, values: list[Value]) -> int:
+        from pillarbox.cli.encrypt import CannotHash, hash_password  # noqa: PLC0415 - ctypes is slow to import
+
+        given = [os.fsencode(str(values[0]))] if values else (line.rstrip(b"\n") for line in sys.stdin.buffer)
+        try:
+            for password in given:
+                print(hash_password(password))
+        except CannotHash as error:
+            raise ControlError(f"encrypt: {error}") from error
+        return 0
+
+    def _spf_walk(self, _: list[Value]) -> int:
+        raise ControlError("spf walk: not supported")
+
+
+def _with_lf(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """CRLF as LF, also where a piece ends between the two."""
+    held = b""
+    for piece in pieces:
+        data = held + piece
+        held = b"\r" if data.endswith(b"\r") else b""
+        yield data[: len(data) - len(held)].replace(b"\r\n", b"\n")
+    yield held
+
+
+def _run(name: str, command: Callable[[], int]) -> int:
+    """A command, its errors told as err(3) does."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `smtpctl show queue | head` ends quietly
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except NoCommand as error:
+        print(error, file=sys.stderr)
+        return 255
+    except ControlError as error:
+        sys.stdout.flush()
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _open(arguments: list[str]) -> tuple[Smtpctl, list[str]]:
+    state, rest = split_state(arguments)
+    return Smtpctl(places.client_state(state, environ=os.environ, uid=os.geteuid())), rest
+
+
+def mailq() -> int:
+    """`mailq`: `smtpctl show queue`, whatever the arguments, as the reference."""
+    return _run("mailq", lambda: _open(sys.argv[1:])[0].show_queue([]))
+
+
+def main() -> int:
+    """`smtpctl`, or the program under whose name it is installed."""
+    name = program_name()
+    if name == "mailq":
+        return mailq()
+    if name in ("sendmail", "send-mail"):
+        from pillarbox.cli import sendmail  # noqa: PLC0415 - only where it is needed
+
+        return sendmail.main()
+    if name != "smtpctl":
+        print(f"{name}: unsupported mode", file=sys.stderr)
+        return 1
+
+    def command() -> int:
+        control, arguments = _open(sys.argv[1:])
+        return control.grammar().run(arguments)
+
+    return _run(name, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
