@@ -1,0 +1,1 @@
+"""One file a verb: `check` refuses without asking anybody, `proceed` does what the verb says."""

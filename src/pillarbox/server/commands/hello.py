@@ -1,0 +1,124 @@
+"""HELO, EHLO (RFC 5321 §4.1.1.1) and STARTTLS (RFC 3207): who speaks, and over what."""
+
+import hashlib
+import ssl
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from pillarbox.conf.model import TlsMode
+from pillarbox.smtp import replies
+from pillarbox.smtp.commands import valid_domain
+from pillarbox.smtp.replies import Reply
+from pillarbox.smtp.states import State
+
+if TYPE_CHECKING:
+    from pillarbox.server.session import Session
+
+
+def check_helo(session: "Session", args: str | None) -> Reply | None:
+    """Is there a name, and is it one?"""
+    return _check_name(args, replies.HELO_WITHOUT_NAME)
+
+
+def check_ehlo(session: "Session", args: str | None) -> Reply | None:
+    """Is there a name, and is it one?"""
+    return _check_name(args, replies.EHLO_WITHOUT_NAME)
+
+
+def _check_name(args: str | None, missing: Reply) -> Reply | None:
+    if args is None:
+        return missing
+    return None if valid_domain(args) else replies.INVALID_DOMAIN
+
+
+def helo(session: "Session", args: str) -> Reply:
+    """Note the name; a transaction under way is forgotten."""
+    _identify(session, args, extended=False)
+    return replies.hello(session.name, args, session.peer.shown)
+
+
+def ehlo(session: "Session", args: str) -> Reply:
+    """Note the name and say what is offered here and now."""
+    _identify(session, args, extended=True)
+    return replies.hello(session.name, args, session.peer.shown, extensions(session))
+
+
+def _identify(session: "Session", name: str, *, extended: bool) -> None:
+    session.reset()
+    session.helo = name
+    session.extended = extended
+
+
+def extensions(session: "Session") -> list[str]:
+    """The lines of EHLO."""
+    listener = session.listener
+    offered = ["8BITMIME", "ENHANCEDSTATUSCODES", "PIPELINING", f"SIZE {session.config.smtp.max_message_size}"]
+    if not listener.no_dsn:
+        offered.append("DSN")
+    if offers_starttls(session) and not session.tls:
+        offered.append("STARTTLS")
+    if offers_auth(session):
+        offered.append("AUTH PLAIN LOGIN")
+    return [*offered, "HELP"]
+
+
+def offers_starttls(session: "Session") -> bool:
+    """Is it a listener where TLS is started by command?"""
+    return session.listener.tls in (TlsMode.STARTTLS, TlsMode.STARTTLS_REQUIRE)
+
+
+def offers_auth(session: "Session") -> bool:
+    """Passwords are taken over TLS only."""
+    return bool(session.listener.auth and session.tls and not session.authenticated)
+
+
+def check_starttls(session: "Session", args: str | None) -> Reply | None:
+    """Is it offered?"""
+    if not offers_starttls(session):
+        return replies.NOT_SUPPORTED
+    if session.tls:
+        return replies.ALREADY_SECURED
+    return None if args is None else replies.NO_PARAMETERS_ALLOWED
+
+
+def starttls(session: "Session", _args: str) -> Reply | Coroutine[Any, Any, Reply | None]:
+    """Go ahead, unless something was sent behind the command in the clear (RFC 3207 §5: an injection)."""
+    if session.core.buffered:
+        session.core.discard()
+        return replies.TLS_INJECTION
+    session.pause_reading()
+    return _upgrade(session)
+
+
+async def _upgrade(session: "Session") -> None:
+    session.send(replies.READY_FOR_TLS)
+    session.flush()
+    if await secure(session):
+        session.helo, session.state = "", State.CONNECTED  # RFC 3207 §4.2: what was said in the clear is forgotten
+
+
+async def secure(session: "Session") -> bool:
+    """Handshake; False: it failed and the session is over."""
+    try:
+        await session.start_tls()
+    except (OSError, TimeoutError) as error:
+        session.fail(f'"io-error: handshake failed: {_reason(error)}"')
+        return False
+    found = session.tls_object()
+    cipher, _, bits = found.cipher() or ("unknown", "", 0)
+    session.tls = f"{found.version()}:{cipher}:{bits}"
+    session.event("smtp tls", ciphers=session.tls)
+    session.verified = session.listener.tls_verify
+    certificate = found.getpeercert(binary_form=True)
+    if certificate:
+        result = "verified" if session.verified else "unchecked"
+        digest = hashlib.sha256(certificate).hexdigest()
+        session.event("smtp cert-check", result=f'"{result}"', fingerprint=f'"SHA256:{digest}"')
+    session.services.count("smtp.smtps" if session.listener.tls is TlsMode.SMTPS else "smtp.tls", 1)
+    return True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return f"SSL routines::{error.reason.lower().replace('_', ' ')}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,40 @@
+"""The verbs that change little: RSET, NOOP, HELP, QUIT, and the one that never came."""
+
+from typing import TYPE_CHECKING
+
+from pillarbox.smtp import replies
+from pillarbox.smtp.replies import Reply
+
+if TYPE_CHECKING:
+    from pillarbox.server.session import Session
+
+
+def check(_session: "Session", _args: str | None) -> Reply | None:
+    """Nothing that the table of states does not say."""
+    return None
+
+
+def rset(session: "Session", _args: str) -> Reply:
+    """Forget the transaction."""
+    session.reset()
+    return replies.RESET
+
+
+def noop(_session: "Session", _args: str) -> Reply:
+    """Still here."""
+    return replies.OK
+
+
+def help_text(_session: "Session", _args: str) -> Reply:
+    """Who we are."""
+    return replies.HELP
+
+
+def quit_session(_session: "Session", _args: str) -> Reply:
+    """The connection is closed behind the reply."""
+    return replies.BYE
+
+
+def wiz(_session: "Session", _args: str) -> Reply:
+    """As the reference answers the old back door of others."""
+    return replies.WIZ

@@ -1,0 +1,167 @@
+"""From an event of the protocol to its answer: one table of verbs, one place for states, logs and errors.
+
+A further verb is a line in `STEPS` and in `smtp/states`, and a file in `server/commands`.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pillarbox.conf.model import TlsMode
+from pillarbox.errors import PermFail, PillarboxError, TempFail
+from pillarbox.roles.queue import Queue
+from pillarbox.server.commands import auth, data, hello, mail, other, rcpt
+from pillarbox.smtp import commands, replies
+from pillarbox.smtp.commands import Verb
+from pillarbox.smtp.replies import Reply
+from pillarbox.smtp.server_protocol import Body, EndOfBody, Event, Fault, Line
+from pillarbox.smtp.states import NEXT
+
+if TYPE_CHECKING:
+    from pillarbox.server.session import Session
+
+Work = Coroutine[Any, Any, Reply | None]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A verb. `check`: refusals that ask nobody; `proceed`: the effect, at once or as a coroutine."""
+
+    check: "Callable[[Session, str | None], Reply | None]"
+    proceed: "Callable[[Session, str], Reply | Work]"
+    arguments: bool = True
+
+
+STEPS: dict[Verb, Step] = {
+    Verb.HELO: Step(hello.check_helo, hello.helo),
+    Verb.EHLO: Step(hello.check_ehlo, hello.ehlo),
+    Verb.STARTTLS: Step(hello.check_starttls, hello.starttls),
+    Verb.AUTH: Step(auth.check, auth.proceed),
+    Verb.MAIL: Step(mail.check, mail.proceed),
+    Verb.RCPT: Step(rcpt.check, rcpt.proceed),
+    Verb.DATA: Step(data.check, data.proceed, arguments=False),
+    Verb.RSET: Step(other.check, other.rset, arguments=False),
+    Verb.QUIT: Step(other.check, other.quit_session, arguments=False),
+    Verb.NOOP: Step(other.check, other.noop),
+    Verb.HELP: Step(other.check, other.help_text, arguments=False),
+    Verb.WIZ: Step(other.check, other.wiz, arguments=False),
+}
+
+_FAULTS = {
+    Fault.LINE_TOO_LONG: replies.LINE_TOO_LONG,
+    Fault.COMMAND_TOO_LONG: replies.COMMAND_TOO_LONG,
+    Fault.BARE_NEWLINE: replies.BARE_NEWLINE_IN_COMMAND,
+}
+
+
+def handle(session: "Session", event: Event) -> None:
+    """Do what an event asks for."""
+    try:
+        _handle(session, event)
+    except Exception as error:  # noqa: BLE001 - as in `guard`, for what is answered without a task
+        answer(session, _unexpected(session, error))
+
+
+def _handle(session: "Session", event: Event) -> None:
+    match event:
+        case Line():
+            session.note_command()
+            _take(session, _handle_line(session, event.text))
+        case Body():
+            session.note_progress(len(event.data))
+            work = data.receive(session, event.data)
+            if work is not None:
+                session.start(work)
+        case EndOfBody():
+            session.note_command()
+            _take(session, data.end(session, event))
+        case Fault():
+            refuse_input(session, _FAULTS[event])
+
+
+def refuse_input(session: "Session", reply: Reply) -> None:
+    """What came was no command: say so and hang up."""
+    session.event("smtp bad-input", result=f'"{reply.text}"')
+    session.send(reply)
+
+
+def _take(session: "Session", outcome: Reply | Work) -> None:
+    if isinstance(outcome, Reply):
+        answer(session, outcome)
+    else:
+        session.start(outcome)
+
+
+def _handle_line(session: "Session", raw: bytes) -> Reply | Work:
+    line = raw.decode("latin-1")
+    if session.exchange is not None:
+        return auth.respond(session, line)
+    session.command = line
+    session.verb = None
+    if "\0" in line or "\r" in line:
+        return replies.BAD_CHARACTER
+    verb, args = commands.parse_line(line)
+    if verb is None:
+        return replies.UNRECOGNIZED
+    if verb is Verb.AUTH:
+        session.command = auth.without_secrets(line)
+    step = STEPS[verb]
+    if args is not None and not step.arguments:
+        return replies.NO_ARGUMENTS
+    if verb not in NEXT[session.state]:
+        return replies.NOT_ALLOWED
+    session.verb = verb
+    return step.check(session, args) or step.proceed(session, args or "")
+
+
+def answer(session: "Session", reply: Reply) -> None:
+    """Send the answer to the last command; the state advances if it is positive."""
+    session.send(reply)
+    if not reply.positive:
+        session.event("smtp failed-command", command=f'"{session.command}"', result=f'"{reply.text}"')
+    elif session.verb is not None:
+        session.state = NEXT[session.state][session.verb]
+    session.verb = None
+
+
+async def guard(session: "Session", work: Work) -> Reply | None:
+    """Run a command; failures of machinery become replies, here and nowhere else."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        return None
+    except TempFail as error:
+        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
+        return replies.TEMPORARY_FAILURE
+    except PermFail as error:
+        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
+        return replies.PERMANENT_FAILURE
+    except Exception as error:  # noqa: BLE001 - the one place: logged whole, the client sees no text of it
+        return _unexpected(session, error)
+
+
+def _unexpected(session: "Session", error: Exception) -> Reply:
+    session.services.log.exception(f"smtp: {session.id:016x}: {session.command}", error)
+    return replies.INTERNAL_ERROR
+
+
+async def open_session(session: "Session") -> Reply | None:
+    """What comes before the banner: the name for this address (`hostnames`), TLS on a smtps listener."""
+    if session.listener.hostnames:
+        name = await session.services.lookup.host_name(
+            session.config.generation, session.listener.hostnames, session.peer.server
+        )
+        session.name = name or session.name
+    if session.listener.tls is TlsMode.SMTPS and not await hello.secure(session):
+        return None
+    session.send(replies.banner(session.name))
+    return None
+
+
+async def discard(queue: Queue, msgid: int) -> None:
+    """Tell the queue that a body will not be completed. It sweeps by itself what this does not reach."""
+    try:
+        await queue.discard(msgid)
+    except PillarboxError:
+        return

@@ -1,0 +1,53 @@
+"""Reverse names of clients: asked at accept, waited for only where the name is needed, remembered for a while."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+
+from pillarbox.errors import PillarboxError
+from pillarbox.roles.lookup import Lookup
+
+TTL = 60.0  # seconds
+DEADLINE = 20.0
+KEPT = 4096
+
+
+class ReverseNames:
+    """The cache of one dispatcher. A name is "" where there is none or no answer came in time."""
+
+    def __init__(
+        self,
+        *,
+        lookup: Lookup,
+        monotonic: Callable[[], float],
+        background: Callable[[Coroutine[None, None, None]], None],
+    ) -> None:
+        self._lookup = lookup
+        self._monotonic = monotonic
+        self._background = background
+        self._names: OrderedDict[str, tuple[float, asyncio.Future[str]]] = OrderedDict()
+
+    def ask(self, address: str) -> "asyncio.Future[str]":
+        """The name of an address, known already or later. The future never fails."""
+        now = self._monotonic()
+        known = self._names.get(address)
+        if known is not None and known[0] > now:
+            return known[1]
+        name: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._names[address] = (now + TTL, name)
+        self._names.move_to_end(address)
+        if len(self._names) > KEPT:
+            self._names.popitem(last=False)
+        self._background(self._resolve(address, name))
+        return name
+
+    async def _resolve(self, address: str, name: "asyncio.Future[str]") -> None:
+        found = ""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                found = await self._lookup.reverse_name(address)
+        except (PillarboxError, TimeoutError):
+            self._names.pop(address, None)
+        finally:
+            if not name.done():
+                name.set_result(found)

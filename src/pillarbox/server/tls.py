@@ -1,0 +1,190 @@
+"""TLS contexts of listeners, from PEM (RFC 8446, RFC 5246; 1.2 is the least, RFC 8996).
+
+Keys are handed to a dispatcher as bytes or as paths such as `/proc/self/fd/N`; they are loaded here, once for each
+generation of the configuration. Of several `pki` the client's SNI chooses; the first is for everybody else.
+"""
+
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.dh import DHParameterNumbers
+
+from pillarbox.conf.model import Config, Listener, TlsMode
+from pillarbox.errors import PermFail
+
+# libtls' words for cipher suites in OpenSSL's; anything else is passed on as it is.
+_CIPHERS = {
+    "": "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20",
+    "secure": "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20",
+    "default": "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20",
+    "compat": "HIGH:!aNULL",
+    "legacy": "HIGH:MEDIUM:!aNULL",
+    "all": "ALL:!aNULL:!eNULL",
+    "insecure": "ALL:!aNULL:!eNULL",
+}
+_VERSIONS = {"tlsv1.2": ssl.TLSVersion.TLSv1_2, "tlsv1.3": ssl.TLSVersion.TLSv1_3}
+_ANY_VERSION = ("all", "legacy", "default", "secure", "tlsv1")
+
+# RFC 7919 appendix A.1: ffdhe2048.
+_FFDHE2048 = int(
+    "FFFFFFFFFFFFFFFFADF85458A2BB4A9AAFDC5620273D3CF1D8B9C583CE2D3695A9E13641146433FBCC939DCE249B3EF97D2FE363630C75D8"
+    "F681B202AEC4617AD3DF1ED5D5FD65612433F51F5F066ED0856365553DED1AF3B557135E7F57C935984F0C70E0E68B77E2A689DAF3EFE872"
+    "1DF158A136ADE73530ACCA4F483A797ABC0AB182B324FB61D108A94BB2C8E3FBB96ADAB760D7F4681D4F42A3DE394DF4AE56EDE76372BB19"
+    "0B07A7C8EE0A6D709E02FCE1CDF7E2ECC03404CD28342F619172FE9CE98583FF8E4F1232EEF28183C3FE3B1B4C6FAD733BB5FCBC2EC22005"
+    "C58EF1837D1683B2C6F34A26C1B2EFFA886B423861285C97FFFFFFFFFFFFFFFF",
+    16,
+)
+
+
+class Material(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate chain and its key: PEM, or the path of a file that holds it. `dhe` as in `pki NAME dhe`."""
+
+    cert: bytes | str
+    key: bytes | str
+    dhe: str = "none"
+
+
+def build_contexts(
+    config: Config, materials: Mapping[str, Material], authorities: Mapping[str, bytes | str]
+) -> dict[int, ssl.SSLContext]:
+    """A context for each listener that does TLS. `materials` by pki name, `authorities` by ca name.
+
+    Raises PermFail naming the listener's line where something does not load.
+    """
+    return {
+        listener.id: build_context(listener, config, materials, authorities)
+        for listener in config.listeners
+        if listener.tls is not TlsMode.NONE
+    }
+
+
+def build_context(
+    listener: Listener, config: Config, materials: Mapping[str, Material], authorities: Mapping[str, bytes | str]
+) -> ssl.SSLContext:
+    """The context of one listener; see `build_contexts`."""
+    try:
+        chosen = [materials[name] for name in listener.pki] or [materials["*"]]
+        contexts = [_context(listener, config, material, authorities) for material in chosen]
+        if len(contexts) > 1:
+            _choose_by_name(contexts[0], _by_name(contexts, chosen))
+    except (OSError, ValueError, KeyError) as error:
+        raise PermFail(f"line {listener.line}: listener {listener.interface}: TLS: {error}") from error
+    return contexts[0]
+
+
+def _context(
+    listener: Listener, config: Config, material: Material, authorities: Mapping[str, bytes | str]
+) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version, context.maximum_version = parse_protocols(listener.protocols)
+    ciphers = listener.ciphers or config.smtp.ciphers
+    context.set_ciphers(_CIPHERS.get(ciphers.lower(), ciphers))
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    _load_pair(context, material)
+    _load_dh(context, material.dhe)
+    if listener.tls_verify:
+        _load_authorities(context, authorities[listener.ca] if listener.ca else None)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def parse_protocols(text: str) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
+    """The least and the highest version of a `protocols` string, in the form of tls_config_parse_protocols(3).
+
+    Versions before 1.2 are accepted as words and never spoken. Raises ValueError.
+    """
+    wanted: set[str] = set()
+    for word in text.lower().replace(":", ",").split(",") if text else ["default"]:
+        negated, name = word.strip().startswith("!"), word.strip().lstrip("!").strip()
+        if name in _ANY_VERSION:
+            found = set(_VERSIONS)
+        elif name in _VERSIONS:
+            found = {name}
+        elif name in ("tlsv1.0", "tlsv1.1"):
+            found = set()
+        else:
+            raise ValueError(f"unknown protocol {name!r}")
+        if negated:
+            wanted = (wanted or set(_VERSIONS)) - found
+        else:
+            wanted |= found
+    if not wanted:
+        raise ValueError(f"no protocol left of {text!r}")
+    return min(_VERSIONS[x] for x in wanted), max(_VERSIONS[x] for x in wanted)
+
+
+def _load_pair(context: ssl.SSLContext, material: Material) -> None:
+    descriptors: list[int] = []
+    try:
+        context.load_cert_chain(_path(material.cert, descriptors), _path(material.key, descriptors))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _load_dh(context: ssl.SSLContext, dhe: str) -> None:
+    """Python's `ssl` cannot choose a group by itself; `legacy`, 1024 bits to the reference, gets the same as `auto`."""
+    if dhe == "none":
+        return
+    parameters = DHParameterNumbers(_FFDHE2048, 2).parameters()
+    pem = parameters.parameter_bytes(serialization.Encoding.PEM, serialization.ParameterFormat.PKCS3)
+    descriptors: list[int] = []
+    try:
+        context.load_dh_params(_path(pem, descriptors))
+    finally:
+        os.close(descriptors[0])
+
+
+def _load_authorities(context: ssl.SSLContext, authority: bytes | str | None) -> None:
+    if authority is None:
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+    elif isinstance(authority, bytes):
+        context.load_verify_locations(cadata=authority.decode("ascii"))
+    else:
+        context.load_verify_locations(cafile=authority)
+
+
+def _path(content: bytes | str, descriptors: list[int]) -> str:
+    """`ssl` reads files only: bytes go into one in memory, whose descriptor is noted."""
+    if isinstance(content, str):
+        return content
+    descriptor = os.memfd_create("pem", os.MFD_CLOEXEC)
+    descriptors.append(descriptor)
+    os.write(descriptor, content)
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _by_name(contexts: Sequence[ssl.SSLContext], materials: Sequence[Material]) -> dict[str, ssl.SSLContext]:
+    found: dict[str, ssl.SSLContext] = {}
+    for context, material in zip(contexts, materials, strict=True):
+        for name in _certificate_names(material.cert):
+            found.setdefault(name.lower(), context)
+    return found
+
+
+def _certificate_names(content: bytes | str) -> list[str]:
+    if isinstance(content, str):
+        with open(content, "rb") as file:
+            content = file.read()
+    certificate = x509.load_pem_x509_certificate(content)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        subject = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return [str(attribute.value) for attribute in subject]
+    return names.get_values_for_type(x509.DNSName)
+
+
+def _choose_by_name(default: ssl.SSLContext, contexts: Mapping[str, ssl.SSLContext]) -> None:
+    def chosen(connection: "ssl.SSLSocket | ssl.SSLObject", name: str | None, _context: ssl.SSLContext) -> None:
+        if name:
+            wanted = name.lower()
+            found = contexts.get(wanted) or contexts.get("*." + wanted.partition(".")[2])
+            if found is not None:
+                connection.context = found
+
+    default.sni_callback = chosen

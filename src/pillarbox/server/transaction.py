@@ -1,0 +1,36 @@
+"""One mail transaction: from MAIL to the end of the message, or to RSET."""
+
+import msgspec
+
+from pillarbox.mail.envelope import Sealed
+from pillarbox.server.message import Incoming
+from pillarbox.smtp.commands import MailParameters
+
+
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    """The one field of a sealed envelope that a dispatcher reads: its id, for the log."""
+
+    evpid: int
+
+
+_head = msgspec.msgpack.Decoder(_Head).decode
+
+
+class Transaction:
+    """What was agreed so far. `rcpts`: for each accepted RCPT the address and the id of its last envelope."""
+
+    __slots__ = ("appended", "envelopes", "message", "msgid", "parameters", "rcpts", "sender")
+
+    def __init__(self, *, msgid: int, sender: str, parameters: MailParameters) -> None:
+        self.msgid = msgid
+        self.sender = sender
+        self.parameters = parameters
+        self.envelopes: list[Sealed] = []
+        self.rcpts: list[tuple[str, int]] = []
+        self.message: Incoming | None = None
+        self.appended = False  # did the queue get some of the body?
+
+    def add(self, rcpt: str, envelopes: tuple[Sealed, ...]) -> None:
+        """A recipient was accepted."""
+        self.envelopes += envelopes
+        self.rcpts.append((rcpt, _head(envelopes[-1].data).evpid if envelopes else 0))

@@ -1,0 +1,208 @@
+"""The syntax of command lines: verbs, paths and parameters (RFC 5321 §4.1, RFC 3461, RFC 1870, RFC 6152).
+
+Text in, values out; whether a command is legal now is `states`, what it does is `server/commands`. COMPAT: what is
+a valid path follows the reference where it is laxer (`<a>` and `<a@>` get the listener's name, source routes are
+dropped unread) or stricter (no quoted local parts) than the RFC.
+"""
+
+import re
+from enum import StrEnum
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+import msgspec
+
+from pillarbox.mail.envelope import Notify
+
+LOCAL_PART_MAX = 255
+_ENVID_MAX = 99
+_ORCPT_MAX = 499
+_SPACE = " \t\n\v\f\r"
+
+_LOCAL_PART = re.compile(r"[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+(?:\.[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+)*")
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
+_PRINTABLE = re.compile(r"[!-~]*")
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")  # RFC 3461 §4
+
+
+class Verb(StrEnum):
+    """What can be asked; the value is the word as it is written, in upper case."""
+
+    HELO = "HELO"
+    EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
+    AUTH = "AUTH"
+    MAIL = "MAIL FROM"
+    RCPT = "RCPT TO"
+    DATA = "DATA"
+    RSET = "RSET"
+    QUIT = "QUIT"
+    NOOP = "NOOP"
+    HELP = "HELP"
+    WIZ = "WIZ"
+
+
+_VERBS = {str(verb): verb for verb in Verb if " " not in verb}
+
+
+class BadSyntax(ValueError):
+    """An argument that does not parse."""
+
+
+class UnknownOption(ValueError):
+    """A parameter that is not supported; the text is the parameter as given."""
+
+
+class OptionTooLong(ValueError):
+    """A parameter beyond its limit; the text is its value."""
+
+
+class BadNotify(ValueError):
+    """NOTIFY=NEVER together with something else (RFC 3461 §4.1)."""
+
+
+class BadOrcpt(ValueError):
+    """An ORCPT without address type, or not in xtext (RFC 3461 §4.2)."""
+
+
+class BadSize(ValueError):
+    """A SIZE that is not a number (RFC 1870 §3)."""
+
+
+class MailParameters(msgspec.Struct, frozen=True):
+    """What may follow the sender. `size` in bytes, 0 = not given."""
+
+    size: int = 0
+    ret: str = ""  # "", "FULL", "HDRS"
+    envid: str = ""
+
+
+class RcptParameters(msgspec.Struct, frozen=True):
+    """What may follow a recipient."""
+
+    notify: Notify = Notify.NONE
+    orcpt: str = ""
+
+
+NO_MAIL_PARAMETERS = MailParameters()
+NO_RCPT_PARAMETERS = RcptParameters()
+
+
+def parse_line(line: str) -> tuple[Verb | None, str | None]:
+    """Split a command line into verb (None: unknown) and raw argument (None: there was no separator)."""
+    head = line[:10].upper()
+    if head == "MAIL FROM:":
+        return Verb.MAIL, line[10:].lstrip(_SPACE)
+    if head.startswith("RCPT TO:"):
+        return Verb.RCPT, line[8:].lstrip(_SPACE)
+    word, space, rest = line.partition(" ")
+    return _VERBS.get(word.upper()), rest.lstrip(_SPACE) if space else None
+
+
+def valid_domain(name: str) -> bool:
+    """Is it a host name or an address literal (RFC 5321 §4.1.2, §4.1.3)? Underscores pass, a final dot does not."""
+    if name.startswith("["):
+        return _valid_literal(name)
+    return len(name) <= 253 and _HOST_NAME.fullmatch(name) is not None
+
+
+def _valid_literal(name: str) -> bool:
+    if not name.endswith("]"):
+        return False
+    inner = name[6:-1] if name[:6].lower() == "[ipv6:" else name[1:-1]
+    if "%" in inner:
+        return False
+    for kind in (IPv6Address, IPv4Address):
+        try:
+            kind(inner)
+        except AddressValueError:
+            continue
+        return True
+    return False
+
+
+def parse_path(args: str, *, default_domain: str, null: bool = False) -> tuple[str, str]:
+    """`<path> parameters` → (address, the rest). `null`: an empty path is allowed and gives "". Raises `BadSyntax`."""
+    if not args.startswith("<"):
+        raise BadSyntax(args)
+    path, end, rest = args[1:].partition(">")
+    if not end:
+        raise BadSyntax(args)
+    user, _, domain = path.rpartition("@") if "@" in path else (path, "", "")
+    user = user[user.find(":") + 1 :]  # a source route is ignored: RFC 5321 §4.1.1.3
+    if null and not user and not domain:
+        return "", rest
+    if len(user) > LOCAL_PART_MAX or _LOCAL_PART.fullmatch(user) is None:
+        raise BadSyntax(args)
+    domain = domain or default_domain
+    if not valid_domain(domain):
+        raise BadSyntax(args)
+    return f"{user}@{domain}", rest
+
+
+def parse_mail_parameters(text: str, *, dsn: bool) -> MailParameters:
+    """The parameters of MAIL; `dsn`: is it offered? Raises `UnknownOption`, `OptionTooLong`, `BadSize`, `BadSyntax`."""
+    if not text:
+        return NO_MAIL_PARAMETERS
+    size, ret, envid = 0, "", ""
+    for option in text.split(" "):
+        key, equals, value = option.partition("=")
+        match key.upper() if equals else "":
+            case "SIZE":
+                size = _parse_size(value)
+            case "BODY" if value.upper() in ("7BIT", "8BITMIME"):
+                pass  # RFC 6152: what was declared binds nobody; the body itself is looked at
+            case "AUTH":
+                pass  # RFC 4954 §5: we trust no client's word for another identity
+            case "RET" if dsn:
+                ret = value.upper() if value.upper() in ("FULL", "HDRS") else ret
+            case "ENVID" if dsn:
+                if len(value) > _ENVID_MAX:
+                    raise OptionTooLong(value)
+                if _PRINTABLE.fullmatch(value) is None:
+                    raise BadSyntax(value)
+                envid = value
+            case _:
+                if option:
+                    raise UnknownOption(option)
+    return MailParameters(size, ret, envid)
+
+
+def _parse_size(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) <= 20):
+        raise BadSize(value)
+    return int(value)
+
+
+def parse_rcpt_parameters(text: str, *, dsn: bool) -> RcptParameters:
+    """The parameters of RCPT. Raises `UnknownOption`, `BadNotify`, `BadOrcpt`."""
+    if not text:
+        return NO_RCPT_PARAMETERS
+    notify, orcpt = Notify.NONE, ""
+    for option in text.split(" "):
+        key, equals, value = option.partition("=")
+        match key.upper() if equals else "":
+            case "NOTIFY" if dsn:
+                notify |= _parse_notify(value)
+            case "ORCPT" if dsn:
+                orcpt = _parse_orcpt(value)
+            case _:
+                if option:
+                    raise UnknownOption(option)
+    return RcptParameters(notify, orcpt)
+
+
+def _parse_notify(value: str) -> Notify:
+    notify = Notify.NONE
+    for word in value.upper().split(","):
+        if word in ("SUCCESS", "FAILURE", "DELAY", "NEVER"):  # COMPAT: other words are ignored
+            notify |= Notify[word]
+    if Notify.NEVER in notify and notify != Notify.NEVER:
+        raise BadNotify(value)
+    return notify
+
+
+def _parse_orcpt(value: str) -> str:
+    kind, semicolon, address = value.partition(";")
+    if not (kind and semicolon and _XTEXT.fullmatch(address)) or len(value) > _ORCPT_MAX:
+        raise BadOrcpt(value)
+    return value

@@ -1,0 +1,100 @@
+"""Message data as it comes behind DATA: where it ends, what its lines really were, and whether it is acceptable.
+
+RFC 5321 §4.1.1.4: the end is `CRLF . CRLF` and nothing else. The input is scanned with `bytes.find` and `bytes.count`;
+it does not matter how it was cut into pieces. What comes out has its dots unstuffed (§4.5.2) and goes to
+`server/message`; nothing of it is kept here but the few bytes that may belong to the end.
+"""
+
+from enum import Enum, auto
+
+import msgspec
+
+LINE_MAX = 65535  # bytes, without the LF, as the reference
+_END = b"\r\n.\r\n"
+
+
+class Problem(Enum):
+    """Why the message is refused at its end."""
+
+    BARE_NEWLINE = auto()  # a CR or LF alone: refused, so that no two servers see different messages
+    TOO_BIG = auto()
+
+
+class LineTooLong(Exception):
+    """A line of `LINE_MAX` bytes or more: the connection cannot go on."""
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """Some of the body. `rest` not None: it was the last of it, and `rest` is what followed the end."""
+
+    data: bytes
+    rest: bytes | None = None
+
+
+class DataReader:
+    """The reader of one message. `problem` is set as soon as it is known; nothing is passed on from then.
+
+    `size` counts what came in as the limit does: every line with its dots and one byte for its end.
+    """
+
+    __slots__ = ("_carry", "_line", "_max", "_skip", "problem", "size")
+
+    def __init__(self, max_size: int) -> None:
+        self.problem: Problem | None = None
+        self.size = 0
+        self._max = max_size
+        self._carry = b"\r\n"  # the end of the DATA line counts: a message may be a single dot
+        self._skip = 2
+        self._line = 0  # length of the line that is not complete yet
+
+    def feed(self, data: bytes) -> Piece:
+        """Take what came; raises `LineTooLong`."""
+        block = self._carry + data
+        end = block.find(_END)
+        if end >= 0:
+            body, rest = block[: end + 2], block[end + 5 :]
+            self._carry = b""
+        else:
+            cut = len(block) - _held_back(block)
+            body, self._carry, rest = block[:cut], block[cut:], None
+        if len(body) <= self._skip:
+            if end < 0:  # nothing certain yet: the virtual line end stays in front
+                self._carry = body + self._carry
+                return Piece(b"")
+            return Piece(b"", rest)
+        self._check(body)
+        if self.problem is not None:
+            self._skip = 0
+            return Piece(b"", rest)
+        body = body.replace(b"\r\n.", b"\r\n")
+        if self._skip:
+            body = body[2:]
+            self._skip = 0
+        return Piece(body, rest)
+
+    def _check(self, body: bytes) -> None:
+        lines = body.count(b"\n")
+        self.size += len(body) - self._skip - lines + (1 if self._skip else 0)
+        self._check_line_length(body)
+        if self.problem is None:
+            if self.size > self._max:
+                self.problem = Problem.TOO_BIG
+            elif not lines == body.count(b"\r") == body.count(b"\r\n"):
+                self.problem = Problem.BARE_NEWLINE
+
+    def _check_line_length(self, body: bytes) -> None:
+        at = -self._line  # where the current line began
+        while len(body) - at >= LINE_MAX:
+            end = body.rfind(b"\n", max(at, 0), at + LINE_MAX)
+            if end < 0:
+                raise LineTooLong
+            at = end + 1
+        self._line = len(body) - max(at, body.rfind(b"\n") + 1)
+
+
+def _held_back(block: bytes) -> int:
+    """How many bytes at the end could still be the beginning of the end, or of a stuffed dot."""
+    for size in (4, 3, 2, 1):
+        if block.endswith(_END[:size]):
+            return size
+    return 0

@@ -1,0 +1,112 @@
+"""The server's side of an SMTP connection without I/O: bytes in, events out.
+
+`server/session` feeds what it read and asks for one event at a time, so that a command is answered before the next
+one is looked at, however many came at once (RFC 2920). Lines end in CRLF only. Memory is bounded by what is fed
+before the events are taken; a line beyond its limit is a `Fault`, after which nothing comes any more.
+"""
+
+from enum import Enum, auto
+
+import msgspec
+
+from pillarbox.smtp.data import DataReader, LineTooLong, Problem
+
+COMMAND_MAX = 2047  # bytes without CRLF, as the reference; RFC 5321 §4.5.3.1.4 asks for 512
+LINE_MAX = 65535
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A command line or an answer within AUTH, without its CRLF."""
+
+    text: bytes
+
+
+class Body(msgspec.Struct, frozen=True):
+    """Some of the message, dots unstuffed."""
+
+    data: bytes
+
+
+class EndOfBody(msgspec.Struct, frozen=True):
+    """The message is complete, `data` the last of it; with a problem it is to be refused."""
+
+    data: bytes
+    problem: Problem | None
+    size: int  # as `DataReader.size`
+
+
+class Fault(Enum):
+    """The connection cannot go on."""
+
+    LINE_TOO_LONG = auto()
+    COMMAND_TOO_LONG = auto()
+    BARE_NEWLINE = auto()
+
+
+Event = Line | Body | EndOfBody | Fault
+
+
+class ServerProtocol:
+    """One connection."""
+
+    __slots__ = ("_buffer", "_data", "_dead")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._data: DataReader | None = None
+        self._dead = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were received and not yet looked at."""
+        return len(self._buffer)
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if not self._dead:
+            self._buffer = self._buffer + data if self._buffer else data
+
+    def begin_body(self, max_size: int) -> None:
+        """The client was told to go ahead: what follows is a message (of at most `max_size` bytes)."""
+        self._data = DataReader(max_size)
+
+    def discard(self) -> None:
+        """Forget what is buffered: it came before TLS (RFC 3207 §6)."""
+        self._buffer = b""
+
+    def next_event(self) -> Event | None:
+        """What happened next; None: more bytes are needed."""
+        if not self._buffer:
+            return None
+        return self._next_line() if self._data is None else self._next_body(self._data)
+
+    def _next_line(self) -> Event | None:
+        buffer = self._buffer
+        end = buffer.find(b"\n")
+        if end < 0:
+            return self._fault(Fault.LINE_TOO_LONG) if len(buffer) >= LINE_MAX else None
+        if end >= LINE_MAX:
+            return self._fault(Fault.LINE_TOO_LONG)
+        if end == 0 or buffer[end - 1] != 13:
+            return self._fault(Fault.BARE_NEWLINE)
+        if end - 1 > COMMAND_MAX:
+            return self._fault(Fault.COMMAND_TOO_LONG)
+        self._buffer = buffer[end + 1 :]
+        return Line(buffer[: end - 1])
+
+    def _next_body(self, reader: DataReader) -> Event | None:
+        buffer, self._buffer = self._buffer, b""
+        try:
+            piece = reader.feed(buffer)
+        except LineTooLong:
+            return self._fault(Fault.LINE_TOO_LONG)
+        if piece.rest is None:
+            return Body(piece.data) if piece.data else None
+        self._data = None
+        self._buffer = piece.rest
+        return EndOfBody(piece.data, reader.problem, reader.size)
+
+    def _fault(self, fault: Fault) -> Fault:
+        self._dead = True
+        self._buffer = b""
+        return fault

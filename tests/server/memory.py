@@ -1,0 +1,202 @@
+"""The roles in memory, a server on loopback sockets, and transcripts: what the tests of the incoming side share."""
+
+import asyncio
+import io
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from pillarbox.conf.model import Config, Listener
+from pillarbox.errors import TempFail
+from pillarbox.log import Log
+from pillarbox.mail.envelope import Envelope, Flag, Kind, Sealed, encode_envelope
+from pillarbox.roles.lookup import Expansion, Recipient
+from pillarbox.roles.queue import NewMessage
+from pillarbox.server.listener import Server
+
+
+class MemoryLookup:
+    """Everybody at example.org exists but ghost; alice and bob have passwords `<name>-pw`."""
+
+    def __init__(self) -> None:
+        self.asked: list[Recipient] = []
+        self.fail = False
+        self.gate: asyncio.Event | None = None
+        self.names = {"127.0.0.1": "localhost"}
+        self.host_names: dict[str, str] = {}
+        self._next = 0
+
+    async def expand(self, recipient: Recipient) -> Expansion:
+        self.asked.append(recipient)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail:
+            raise TempFail("lookup is being restarted")
+        user, _, domain = recipient.rcpt.partition("@")
+        if domain.lower() != "example.org" or user == "ghost":
+            return Expansion(code=550, text=f"Invalid recipient: <{recipient.rcpt}>")
+        self._next += 1
+        envelope = Envelope(
+            evpid=recipient.msgid << 32 | self._next,
+            kind=Kind.MDA,
+            dispatcher="local",
+            sender=recipient.sender,
+            rcpt=recipient.rcpt,
+            dest=recipient.rcpt,
+            ctime=0,
+            username=recipient.client.username,
+            flags=Flag.AUTHENTICATED if recipient.client.username else Flag.NONE,
+            dsn_notify=recipient.dsn_notify,
+        )
+        return Expansion(envelopes=(Sealed(encode_envelope(envelope), b"seal"),))
+
+    async def reverse_name(self, address: str) -> str:
+        return self.names.get(address, "")
+
+    async def authenticate(self, generation: int, table: str, user: str, password: str) -> bool:
+        if self.fail:
+            raise TempFail("lookup is being restarted")
+        return user in ("alice", "bob") and password == f"{user}-pw"
+
+    async def may_send_as(self, generation: int, table: str, user: str, sender: str) -> bool:
+        return sender.lower() == f"{user}@example.org"
+
+    async def host_name(self, generation: int, table: str, address: str) -> str:
+        return self.host_names.get(address, "")
+
+
+class MemoryQueue:
+    """Keeps what is committed."""
+
+    def __init__(self) -> None:
+        self.committed: list[NewMessage] = []
+        self.bodies: dict[int, bytes] = {}
+        self.discarded: list[int] = []
+        self.fail: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.largest_chunk = 0
+        self._next = 0x1000
+
+    async def reserve(self, count: int) -> list[int]:
+        self._next += count
+        return list(range(self._next, self._next + count))
+
+    async def append(self, msgid: int, offset: int, chunk: bytes) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        assert offset == len(self.bodies.get(msgid, b""))
+        self.largest_chunk = max(self.largest_chunk, len(chunk))
+        self.bodies[msgid] = self.bodies.get(msgid, b"") + chunk
+
+    async def discard(self, msgid: int) -> None:
+        self.bodies.pop(msgid, None)
+        self.discarded.append(msgid)
+
+    async def commit(self, message: NewMessage) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail is not None:
+            raise self.fail
+        if not message.streamed:
+            self.bodies[message.msgid] = message.body
+        assert len(self.bodies[message.msgid]) == message.size
+        self.committed.append(message)
+
+    def text(self, index: int = -1) -> str:
+        """A committed message with LF line ends."""
+        return self.bodies[self.committed[index].msgid].decode("latin-1").replace("\r\n", "\n")
+
+
+class Dialogue:
+    """A client: `send` a line, get the replies as text."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def reply(self) -> str:
+        lines = []
+        while True:
+            line = (await asyncio.wait_for(self.reader.readline(), 5)).decode("latin-1")
+            if not line:
+                return "\n".join([*lines, "closed"])
+            lines.append(line.rstrip("\r\n"))
+            if line[3:4] != "-":
+                return "\n".join(lines)
+
+    async def send(self, text: str | bytes, replies: int = 1) -> str:
+        """Add CRLF to text without one; bytes go out as they are."""
+        data = text if isinstance(text, bytes) else f"{text}\r\n".encode("latin-1")
+        self.writer.write(data)
+        return "\n".join([await self.reply() for _ in range(replies)])
+
+    async def closed(self) -> bool:
+        return await asyncio.wait_for(self.reader.read(), 5) == b""
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        await self.writer.start_tls(context)
+
+    async def message(self, text: str = "Subject: x\r\n\r\nbody\r\n", rcpt: str = "alice@example.org") -> str:
+        """A whole transaction."""
+        for line in ("MAIL FROM:<s@client.example.net>", f"RCPT TO:<{rcpt}>", "DATA"):
+            answer = await self.send(line)
+            if answer[0] not in "23":
+                return answer
+        return await self.send(text.encode("latin-1") + b".\r\n")
+
+
+class World:
+    """A server with everything around it."""
+
+    def __init__(self, server: Server, lookup: MemoryLookup, queue: MemoryQueue, log: io.StringIO, port: int) -> None:
+        self.server, self.lookup, self.queue, self.port = server, lookup, queue, port
+        self._log = log
+
+    @property
+    def log(self) -> list[str]:
+        """Lines without the session id."""
+        return [line.partition(" ")[2] for line in self._log.getvalue().splitlines()]
+
+    async def connect(self) -> Dialogue:
+        return Dialogue(*await asyncio.open_connection("127.0.0.1", self.port))
+
+    async def greeted(self, helo: str = "EHLO client.example.net") -> Dialogue:
+        dialogue = await self.connect()
+        await dialogue.reply()
+        await dialogue.send(helo)
+        return dialogue
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the loop run until something is so."""
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def world(
+    listener: Listener | None = None,
+    config: Config | None = None,
+    contexts: dict[int, ssl.SSLContext] | None = None,
+    max_sessions: int = 100,
+) -> AsyncIterator[World]:
+    """A running server; everything is closed behind it."""
+    listener = listener or Listener(id=1, hostname="mail.example.org")
+    config = config or Config(hostname="host.example.org", listeners=(listener,))
+    lookup, queue, text = MemoryLookup(), MemoryQueue(), io.StringIO()
+    server = Server(
+        config=config,
+        lookup=lookup,  # type: ignore[arg-type]
+        queue=queue,  # type: ignore[arg-type]
+        log=Log(text),
+        now=lambda: 86400.0 * 365,
+        tls_contexts=contexts or {},
+        max_sessions=max_sessions,
+        auth_delay=lambda: 0.0,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server.add_socket(1, listening)
+        try:
+            yield World(server, lookup, queue, text, listening.getsockname()[1])
+        finally:
+            await server.drain(0.1)
