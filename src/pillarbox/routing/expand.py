@@ -249,7 +249,8 @@ class _Expansion:
 
     def _found_user(self, node: _Node, user: User) -> None:
         # COMPAT: a user who was found is another member than the bare name, so that two ~/.forward that name each
-        # other end by depth (524), while two aliases that do end because nothing new comes up.
+        # other end by depth (524), while two aliases that do end because nothing new comes up. It also means that a
+        # user whom an alias deeper down names again gets a second copy.
         self._seen.discard(node.key)
         node.uid = user.uid
         node.key = node._key()

@@ -1,0 +1,160 @@
+"""The lookup role's answers."""
+
+import asyncio
+import io
+
+import pytest
+
+from pillarbox.conf.model import AUTH_SYSTEM, Local, TableKind
+from pillarbox.errors import TempFail
+from pillarbox.roles.lookup import User
+from tests.routing.support import (
+    RELAY,
+    Parent,
+    configuration,
+    criterion,
+    expand,
+    make_lookup,
+    match,
+    table,
+)
+from tests.routing.test_auth import SHA512
+
+
+def ask(tables, question, *, parent=None):
+    """The answer to one question put to a lookup with these tables."""
+    lookup = make_lookup(configuration(tables=tables), parent=parent)
+    try:
+        return asyncio.run(question(lookup))
+    finally:
+        lookup.close()
+
+
+def test_authenticate_by_table():
+    tables = [table("creds", ("Alice", SHA512), ("bob", "xy"), ("carol", "alice-pw"))]
+
+    def check(user, password):
+        return ask(tables, lambda lookup: lookup.authenticate(0, "creds", user, password))
+
+    assert check("alice", "alice-pw")
+    assert check("ALICE", "alice-pw")
+    assert not check("alice", "wrong")
+    assert not check("ghost", "alice-pw")
+    assert not check("carol", "alice-pw")
+    with pytest.raises(TempFail):
+        check("bob", "xy")
+
+
+def test_authenticate_system_users():
+    parent = Parent(passwords={"alice": "pw"})
+    assert ask([], lambda lookup: lookup.authenticate(0, AUTH_SYSTEM, "alice", "pw"), parent=parent)
+    assert not ask([], lambda lookup: lookup.authenticate(0, AUTH_SYSTEM, "alice", "xx"), parent=parent)
+
+
+@pytest.mark.parametrize(
+    ("sender", "allowed"),
+    [
+        ("alice@example.org", True),
+        ("ALICE@EXAMPLE.ORG", True),
+        ("alice+x@example.org", True),
+        ("any@alias.example.org", True),
+        ("bob@example.org", False),
+        ("", False),
+    ],
+)
+def test_senders(sender, allowed):
+    tables = [table("who", ("alice", "alice@example.org, @alias.example.org"))]
+    assert ask(tables, lambda lookup: lookup.may_send_as(0, "who", "Alice", sender)) is allowed
+    assert not ask(tables, lambda lookup: lookup.may_send_as(0, "who", "ghost", sender))
+
+
+def test_masquerade_uses_the_first_whole_address():
+    tables = [table("who", ("alice", "@alias.example.org, al@*.x, alice@example.org, b@c"), ("bob", "@x"))]
+    assert ask(tables, lambda lookup: lookup.sender_of(0, "who", "alice")) == "alice@example.org"
+    assert ask(tables, lambda lookup: lookup.sender_of(0, "who", "bob")) == ""
+    assert ask(tables, lambda lookup: lookup.sender_of(0, "who", "ghost")) == ""
+
+
+def test_names_users_credentials_urls_and_sources():
+    tables = [
+        table("names", ("127.0.0.1", "one.example"), ("[::1]", "six.example")),
+        table("creds", ("label", "user:s3cret two")),
+        table("urls", ("example.net", "smtp://a"), ("example.com", "smtp://b")),
+        table("hosts", "smtp://b", "smtp://a"),
+        table("src", "192.0.2.2", "[::1]", "192.0.2.1"),
+    ]
+    assert ask(tables, lambda lookup: lookup.host_name(0, "names", "::1")) == "six.example"
+    assert ask(tables, lambda lookup: lookup.host_name(0, "names", "127.0.0.2")) == ""
+    assert ask(tables, lambda lookup: lookup.credentials(0, "creds", "LABEL")) == ("user", "s3cret two")
+    assert ask(tables, lambda lookup: lookup.credentials(0, "creds", "x")) is None
+    assert ask(tables, lambda lookup: lookup.relay_url(0, "urls", "Example.NET")) == "smtp://a"
+    assert ask(tables, lambda lookup: lookup.relay_url(0, "urls", "a.example.net")) == ""
+    assert ask(tables, lambda lookup: lookup.source_addresses(0, "src")) == ["192.0.2.1", "192.0.2.2", "::1"]
+    assert ask(tables, lambda lookup: lookup.user(0, "users", "BOB")) == User(
+        name="bob", uid=6001, gid=6002, home="/home/bob"
+    )
+    assert ask(tables, lambda lookup: lookup.user(0, "<getpwnam>", "root")).uid == 0
+
+    async def in_turn(lookup):
+        return [await lookup.relay_url(0, "hosts", "") for _ in range(3)]
+
+    assert ask(tables, in_turn) == ["smtp://a", "smtp://b", "smtp://a"]
+
+
+def test_a_missing_table_or_configuration_is_temporary():
+    for question in (
+        lambda lookup: lookup.user(0, "nowhere", "x"),
+        lambda lookup: lookup.credentials(7, "users", "x"),
+    ):
+        with pytest.raises(TempFail):
+            ask([], question)
+
+
+def test_dns_is_the_resolvers():
+    assert ask([], lambda lookup: lookup.exchangers("example.net", True, "inet4")) == [("example.net", True, "inet4")]
+    assert ask([], lambda lookup: lookup.reverse_name("192.0.2.1")) == "name-of-192.0.2.1"
+
+
+def test_each_generation_has_its_own_rules():
+    lookup = make_lookup()
+    lookup.add_config(configuration(generation=1, rules=[match("relay")]))
+    assert expand(lookup, "x@elsewhere.example").startswith("550 ")
+    (envelope,) = expand(lookup, "x@elsewhere.example", generation=1)
+    assert envelope.dispatcher == "relay"
+    lookup.drop_config(0)
+    assert expand(lookup, "alice@example.org") == "451 Temporary failure: <alice@example.org>"
+    lookup.close()
+
+
+def test_update_table_reads_a_file_again_and_rules_see_it():
+    domains = table("domains", "old.example", kind=TableKind.FILE)
+    aliases = table("aliases", ("a", "alice"), kind=TableKind.FILE)
+    action = Local(name="local", method="maildir", userbase="users", alias="aliases")
+    rules = [match("local", dest=criterion("domain", "domains"))]
+    config = configuration(rules=rules, actions=[action, RELAY], tables=[domains, aliases])
+    parent = Parent(tables={"domains": (("new.example", ""),), "aliases": (("a", "bob"),)})
+    stream = io.StringIO()
+    lookup = make_lookup(config, parent=parent, stream=stream)
+    assert asyncio.run(lookup.update_table("domains"))
+    assert expand(lookup, "a@old.example").startswith("550 ")
+    assert [e.mda_user for e in expand(lookup, "a@new.example")] == ["alice"]
+    assert asyncio.run(lookup.update_table("aliases"))
+    assert [e.mda_user for e in expand(lookup, "a@new.example")] == ["bob"]
+    assert stream.getvalue().splitlines()[0] == 'info: Table "domains" successfully updated'
+
+
+def test_update_table_that_fails_changes_nothing():
+    parent, stream = Parent(), io.StringIO()
+    aliases = table("aliases", ("a", "alice"), kind=TableKind.FILE)
+    lookup = make_lookup(configuration(tables=[aliases]), parent=parent, stream=stream)
+    assert not asyncio.run(lookup.update_table("nowhere"))
+    assert not asyncio.run(lookup.update_table("aliases"))
+    assert asyncio.run(lookup.update_table("users"))
+    assert [line.partition(":")[0] for line in stream.getvalue().splitlines()] == ["warn", "info", "warn", "info"]
+
+
+def test_a_bad_regex_is_logged_with_its_table():
+    rule = match("relay", helo=criterion("helo", "bad", regex=True))
+    stream = io.StringIO()
+    make_lookup(configuration(rules=[rule], tables=[table("bad", "(unclosed")]), stream=stream)
+    assert 'warn: table "bad": regex "(unclosed" never matches: missing )' in stream.getvalue()
