@@ -121,7 +121,7 @@ class SqliteStore:
 
         def run(db: sqlite3.Connection) -> None:
             self._insert(db, message, body)
-            freed[:] = _drop_bounces(db, message.answers_msgid, message.answers)
+            freed[:] = _drop_bounces(db, message.answers_msgid, message.answers, all_there=True)
 
         return self._freeing(self._writer.submit(run, message.size), freed)
 
@@ -450,9 +450,11 @@ def _delete_message(db: sqlite3.Connection, msgid: int) -> list[int]:
     return [msgid] if rows and rows[0][0] else []
 
 
-def _drop_bounces(db: sqlite3.Connection, msgid: int, ids: Iterable[int]) -> list[int]:
+def _drop_bounces(db: sqlite3.Connection, msgid: int, ids: Iterable[int], *, all_there: bool = False) -> list[int]:
     for number in ids:
-        db.execute("DELETE FROM bounce WHERE id = ? AND msgid = ?", (number, msgid))
+        there = db.execute("DELETE FROM bounce WHERE id = ? AND msgid = ?", (number, msgid)).rowcount
+        if all_there and not there:
+            raise TempFail(f"queue: a bounce of {msgid:08x} was written already")
     return _delete_message(db, msgid)
 
 

@@ -60,7 +60,7 @@ class Later(msgspec.Struct, frozen=True, kw_only=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """An envelope as stored, with its message's facts. `attempt`: the last one settled; `tried`: when (0: never).
 
-    `body` is empty where it was not asked for, does not travel inline, or would exceed the budget.
+    `body` is empty where it was not asked for, is larger than INLINE_BODY, or would exceed the budget.
     """
 
     envelope: Envelope
