@@ -13,7 +13,7 @@ hello: setup  ## send that server a first message and show it as delivered
 	@$(BIN)/python tools/hello
 
 test: setup peers style types  ## everything that must pass
-	@PATH="$(BIN):$$PATH" PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+	@PATH="$(BIN):$$PATH" PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 corpus: setup  ## recorded behaviour: make corpus [DIR=folder] [KIND=dialog] [K=text] [WIRING=one|many]
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner \

@@ -1,0 +1,69 @@
+"""Judges a list of cases on one stage: what pytest and the command line both call."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.corpus.runner.cases import FILES, Case, Notes, differs, load, pending
+from tests.corpus.runner.ctl import SEQUENCES
+from tests.corpus.runner.judge import JUDGES
+from tests.corpus.runner.stage import Stage
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a case came out. `waits`: for what, when it is not judged; `wrong`: "" where it is as recorded."""
+
+    case: Case
+    wrong: str = ""
+    waits: str = ""
+
+
+def kinds_of(kind: str) -> list[str]:
+    """The files that a kind names: "ctl" is a folder of several, "" is all."""
+    if kind in FILES:
+        return [kind]
+    return [name for name, path in FILES.items() if not kind or path.startswith(f"{kind}/")]
+
+
+def select(folder: Path, kind: str, text: str = "") -> list[Case]:
+    """Cases of a kind whose id contains `text`."""
+    return [case for case in load(folder, kind) if text in case.id]
+
+
+def waits_for(case: Case, waiting: Notes) -> str:
+    """What a case waits for, "" where it can be judged."""
+    return str(waiting.find(case) or "")
+
+
+def expected(case: Case, notes: Notes) -> Case:
+    """The case with what we mean to answer instead in place of the recording."""
+    note = notes.find(case)
+    return Case(case.kind, {**case.data, **note.get("expect", {})}) if note else case
+
+
+def judge(cases: Sequence[Case], stage: Stage) -> Iterator[Verdict]:
+    """Verdicts in the order of the cases, all of one kind. A sequence is played whole, whatever was selected of it."""
+    waiting, notes = pending(), differs()
+    for case in cases:
+        if waits := waits_for(case, waiting):
+            yield Verdict(case, waits=waits)
+        else:
+            yield Verdict(case, wrong=_wrong(expected(case, notes), stage))
+
+
+def _wrong(case: Case, stage: Stage) -> str:
+    try:
+        return JUDGES[case.kind](case, stage)
+    except (AssertionError, OSError, ValueError, LookupError) as failed:  # what a broken answer makes of the comparison
+        return f"{type(failed).__name__}: {failed}"
+
+
+def judge_sequence(kind: str, folder: Path, stage: Stage) -> dict[str, Verdict]:
+    """Verdicts on a whole sequence, by id."""
+    waiting, notes = pending(), differs()
+    verdicts = {case.id: Verdict(case, waits=waits_for(case, waiting)) for case in load(folder, kind)}
+    cases = [expected(verdict.case, notes) for verdict in verdicts.values() if not verdict.waits]
+    for id_, wrong in SEQUENCES[kind](cases, stage).items():
+        verdicts[id_] = Verdict(verdicts[id_].case, wrong=wrong)
+    return verdicts
