@@ -84,6 +84,9 @@ class Parent:
     async def stop(self):
         raise AssertionError("lookup stops nobody")
 
+    async def log_level(self, verbose):
+        raise AssertionError("lookup is told, it does not tell")
+
 
 class Names:
     """The resolver."""

@@ -9,8 +9,9 @@ class System(Protocol):
     async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
         """`~/.forward`, opened as its owner; None where there is none.
 
-        TempFail where it exists but may not be used (not a regular file, foreign owner, group or world writable): the
-        reference answers the recipient with a 4xx then.
+        PermFail where it exists but may not be used (not a regular file, foreign owner, group or world writable): the
+        reference logs `warn: smtpd: PATH: insecure file` and answers the recipient with 524. TempFail where that
+        cannot be told now (too many open files, a sticky home): 424.
         """
         ...
 

@@ -262,6 +262,10 @@ class Lookup:
 
     # -- control
 
+    async def log_level(self, verbose: bool) -> None:
+        """`smtpctl log verbose|brief`."""
+        self._log.verbose = verbose
+
     async def update_table(self, name: str) -> bool:
         """Read a file table again, in every generation that has it; what cannot be read leaves the old content."""
         holders = [g for g in self._generations.values() if name in g.config.tables]
