@@ -20,7 +20,6 @@ def make(as_root: bool = False) -> system.ParentSystem:
     return system.ParentSystem(
         config=Config(hostname="x"),
         as_root=as_root,
-        load_table=lambda name: (),
         on_stop=lambda: None,
         log=Log(io.StringIO()),
     )

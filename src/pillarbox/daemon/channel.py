@@ -62,6 +62,8 @@ class Channel:
     def send(self, op: str, descriptors: dict[str, int] | None = None) -> None:
         """Send a message with descriptors, which stay ours; kept until the peer reads where the socket is full."""
         descriptors = descriptors or {}
+        if self.socket.fileno() < 0:
+            return  # closed: the peer has ended
         if len(descriptors) > _MAX_DESCRIPTORS:
             raise PillarboxError(f"{len(descriptors)} descriptors at once; {_MAX_DESCRIPTORS} at most")
         data = _encode(Message(op, tuple(descriptors)))

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pillarbox import places
+from pillarbox import __version__, places
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, lock, privileges
-from pillarbox.daemon.settings import KeyPair, Settings
+from pillarbox.daemon.settings import KeyPair, Secrets, Settings
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
@@ -74,18 +74,18 @@ def bind_control(state: str) -> socket.socket:
     return control
 
 
-def load_pki(config: Config) -> dict[str, KeyPair]:
-    """Certificates and keys, read once by the parent; no other process opens them."""
-    pairs: dict[str, KeyPair] = {}
-    for pki in config.pki.values():
-        if not pki.cert or not pki.key:
-            continue
-        try:
-            with open(pki.cert, "rb") as cert, open(pki.key, "rb") as key:
-                pairs[pki.name] = KeyPair(cert.read(), key.read())
-        except OSError as error:
-            raise PillarboxError(f"pki {pki.name}: {error.filename}: {error.strerror}") from error
-    return pairs
+def load_secrets(config: Config) -> Secrets:
+    """Certificates, keys and authorities, read once by the parent; no other process opens them."""
+    pairs = {p.name: KeyPair(_read(p.cert), _read(p.key)) for p in config.pki.values() if p.cert and p.key}
+    return Secrets(pairs, {name: _read(path) for name, path in config.ca.items()})
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise PillarboxError(f"{path}: {error.strerror}") from error
 
 
 def check_readable(account: privileges.Account) -> None:
@@ -147,24 +147,28 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
     one_process = settings.one_process or not as_root
     os.umask(0o022)
     privileges.raise_descriptor_limit()
-    owner = None
+    accounts: dict[str, privileges.Account] = {}
     if not one_process:
-        owner = privileges.role_account("queue", log)
-        check_readable(owner)
-    prepare_state(settings.state, owner)
+        accounts = privileges.role_accounts(log)
+        check_readable(accounts["queue"])
+    prepare_state(settings.state, accounts.get("queue"))
     held = lock.hold(settings.state)
-    pki = load_pki(config)
+    secrets = load_secrets(config)
     if not (settings.debug or settings.foreground):
         daemonize()
     lock.note_holder(held)
-    return run_loop(_serve(config, settings, pki, one_process, log))
+    return run_loop(_serve(config, settings, secrets, accounts, log))
 
 
-async def _serve(config: Config, settings: Settings, pki: dict[str, KeyPair], one_process: bool, log: Log) -> int:
-    # Imported here: a server in one wiring does not load the other, and `-n` loads neither.
-    if one_process:
-        from pillarbox.daemon.oneprocess import run  # noqa: PLC0415
-    else:
-        from pillarbox.daemon.manyprocesses import run  # noqa: PLC0415
-    log.info(f"info: Pillarbox starting with {settings.file}")
-    return await run(config, settings, pki, log)
+async def _serve(
+    config: Config, settings: Settings, secrets: Secrets, accounts: dict[str, privileges.Account], log: Log
+) -> int:
+    log.info(f"info: Pillarbox {__version__} starting with {settings.file}")
+    # Imported here: a server in one wiring does not load the other.
+    if accounts:
+        from pillarbox.daemon import manyprocesses  # noqa: PLC0415
+
+        return await manyprocesses.run(config, settings, secrets, accounts, log)
+    from pillarbox.daemon import oneprocess  # noqa: PLC0415
+
+    return await oneprocess.run(config, settings, secrets, log)

@@ -4,13 +4,14 @@ from pillarbox.conf.model import Config
 from pillarbox.daemon import launch
 from pillarbox.daemon.parent import Parent
 from pillarbox.daemon.peers import Peers
-from pillarbox.daemon.roles import build_parent_services
-from pillarbox.daemon.settings import KeyPair, Settings
+from pillarbox.daemon.privileges import Account
+from pillarbox.daemon.roles import ParentServices
+from pillarbox.daemon.settings import Secrets, Settings
 from pillarbox.daemon.wiring import PARENT
 from pillarbox.log import Log
 
 
-async def run(config: Config, settings: Settings, pki: dict[str, KeyPair], log: Log) -> int:
+async def run(config: Config, settings: Settings, secrets: Secrets, accounts: dict[str, Account], log: Log) -> int:
     """Bind, start the roles, and serve until told to stop; returns the exit status."""
     peers = Peers(PARENT, settings.dispatchers, log)
     listening = launch.bind_all(config, settings.dispatchers)
@@ -21,7 +22,7 @@ async def run(config: Config, settings: Settings, pki: dict[str, KeyPair], log: 
         if parent is not None:
             parent.stop_requested.set()
 
-    services = build_parent_services(config, settings, peers, as_root=True, on_stop=stop, log=log)
+    services = ParentServices(config, settings, peers, as_root=True, on_stop=stop, log=log)
     parent = Parent(
         config=config,
         settings=settings,
@@ -29,7 +30,8 @@ async def run(config: Config, settings: Settings, pki: dict[str, KeyPair], log: 
         peers=peers,
         listening=listening,
         control=control,
-        pki=pki,
+        secrets=secrets,
+        accounts=accounts,
         log=log,
     )
     launch.stop_on_signals(stop, log)

@@ -8,8 +8,8 @@ from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, launch
 from pillarbox.daemon.parent import DRAIN_DEADLINE, START_DEADLINE
 from pillarbox.daemon.peers import Peers, kind
-from pillarbox.daemon.roles import BUILDERS, Role, build_parent_services
-from pillarbox.daemon.settings import Boot, KeyPair, Settings
+from pillarbox.daemon.roles import BUILDERS, ParentServices, Role
+from pillarbox.daemon.settings import Boot, Secrets, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
@@ -17,7 +17,7 @@ from pillarbox.log import Log
 _NAMES = (LOOKUP, QUEUE, f"{DISPATCHER}.0", CONTROL)
 
 
-async def run(config: Config, settings: Settings, pki: dict[str, KeyPair], log: Log) -> int:
+async def run(config: Config, settings: Settings, secrets: Secrets, log: Log) -> int:
     """Build the roles, join them, serve until told to stop; returns the exit status."""
     as_root = os.geteuid() == 0
     stopping = asyncio.Event()
@@ -32,11 +32,12 @@ async def run(config: Config, settings: Settings, pki: dict[str, KeyPair], log: 
         debug=settings.debug,
         paused=settings.paused,
         seal_key=os.urandom(32),
-        pki=pki,
+        pki=secrets.pki,
+        ca=secrets.ca,
         local_addresses=tuple(interfaces.local_addresses()),
     )
     peers = {name: Peers(name, 1, log) for name in (*_NAMES, PARENT)}
-    parent = build_parent_services(config, settings, peers[PARENT], as_root=as_root, on_stop=stopping.set, log=log)
+    parent = ParentServices(config, settings, peers[PARENT], as_root=as_root, on_stop=stopping.set, log=log)
     roles: dict[str, Role] = {}
     for name in _NAMES:
         roles[name] = await BUILDERS[kind(name)](boot, peers[name], log)
@@ -56,9 +57,9 @@ async def run(config: Config, settings: Settings, pki: dict[str, KeyPair], log: 
     except (PillarboxError, TimeoutError) as error:
         log.warn(str(error) or "could not start in time")
         return 1
-    log.info("Pillarbox: ready")
+    log.info("info: ready")
     await stopping.wait()
-    log.info("Exiting")
+    log.info("info: exiting")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_DEADLINE):
             await asyncio.gather(*(role.drain() for role in roles.values()), parent.drain())

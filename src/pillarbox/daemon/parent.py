@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 
 from pillarbox.conf.model import Config
-from pillarbox.daemon import interfaces, privileges
+from pillarbox.daemon import interfaces
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
 from pillarbox.daemon.peers import Peers, kind
+from pillarbox.daemon.privileges import Account
 from pillarbox.daemon.roles import ParentServices
-from pillarbox.daemon.settings import Boot, KeyPair, Settings
+from pillarbox.daemon.settings import Boot, Secrets, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE, neighbours
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
@@ -62,7 +63,8 @@ class Parent:
         peers: Peers,
         listening: list[tuple[int, list[socket.socket]]],
         control: socket.socket,
-        pki: dict[str, KeyPair],
+        secrets: Secrets,
+        accounts: dict[str, Account],
         log: Log,
     ) -> None:
         self._config = config
@@ -71,11 +73,11 @@ class Parent:
         self._peers = peers
         self._listening = listening
         self._control = control
-        self._pki = pki
+        self._secrets = secrets
         self._log = log
         self._seal_key = os.urandom(32)
         self._addresses = tuple(interfaces.local_addresses())
-        self._accounts = {r: privileges.role_account(r, log) for r in _ORDER}
+        self._accounts = accounts
         self._children: dict[str, _Child] = {}
         self._failures: dict[str, int] = {}
         self._stopping = False
@@ -99,9 +101,9 @@ class Parent:
             await self._stop_children()
             return 1
         await self._services.start()
-        self._log.info("Pillarbox: ready")
+        self._log.info("info: ready")
         await self.stop_requested.wait()
-        self._log.info("Exiting")
+        self._log.info("info: exiting")
         self._stopping = True
         await self._drain()
         await self._stop_children()
@@ -165,7 +167,8 @@ class Parent:
             paused=self._settings.paused,
             dispatchers=self._settings.dispatchers,
             seal_key=self._seal_key if role in (LOOKUP, QUEUE) else b"",
-            pki=self._pki if role == DISPATCHER else {},
+            pki=self._secrets.pki if role == DISPATCHER else {},
+            ca=self._secrets.ca if role == DISPATCHER else {},
             local_addresses=self._addresses,
             account=(account.name, account.uid, account.gid),
             restarted=restarted,

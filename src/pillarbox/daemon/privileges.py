@@ -22,7 +22,6 @@ ROLE_USERS = {
     "lookup": ("_smtpl", 65102),
     "queue": ("_smtpq", 65103),
     "control": ("_smtpc", 65104),
-    "filter": ("_smtpf", 65105),
 }
 UNPRIVILEGED = "_smtpd"  # alias commands, filters and tables that name no other user
 
@@ -35,16 +34,30 @@ class Account(msgspec.Struct, frozen=True):
     gid: int
 
 
-def role_account(role: str, log: Log) -> Account:
-    """The account of a role: the machine's `_smtpX`, else ids of its own that nobody has (said once in the log)."""
-    name, spare = ROLE_USERS[role]
+def role_accounts(log: Log) -> dict[str, Account]:
+    """The account of each role: the machine's `_smtpX`, else ids of its own that nobody has (said in the log)."""
+    accounts = {role: _account(*user) for role, user in ROLE_USERS.items()}
+    missing = [f"{a.name} ({a.uid})" for a in accounts.values() if not _exists(a.name)]
+    if missing:
+        log.info(f"info: no such users, their roles run under spare ids: {', '.join(missing)}")
+    return accounts
+
+
+def _exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _account(name: str, spare: int) -> Account:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         try:
             taken = pwd.getpwuid(spare).pw_name
         except KeyError:
-            log.info(f"no user {name}: {role} runs as uid {spare}; `useradd -r -s /usr/sbin/nologin {name}` makes one")
             return Account(name, spare, spare)
         raise PillarboxError(f"no user {name}, and uid {spare} is {taken}'s: create the system user {name}") from None
     if entry.pw_uid == 0:

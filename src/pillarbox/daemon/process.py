@@ -25,8 +25,8 @@ from pillarbox.log import Log, stderr_log
 
 def main() -> None:
     """Entry of the re-executed process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone handles them
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent alone handles them, and says `stop`
     channel = Channel(socket.socket(fileno=int(sys.argv[2])))
     os.set_inheritable(channel.socket.fileno(), False)
     channel.socket.setblocking(True)
@@ -94,6 +94,7 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
             ended.set()
 
     peers.on_lost = role.peer_lost
+    peers.on_attached = role.peer_attached
     channel.start(receive, ended.set)
     for peer, connection in links:
         await peers.attach(peer, connection, role.services)

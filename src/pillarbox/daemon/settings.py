@@ -27,6 +27,13 @@ class KeyPair(msgspec.Struct, frozen=True):
     key: bytes
 
 
+class Secrets(msgspec.Struct, frozen=True):
+    """What the parent read for the dispatchers: pairs by `pki` name, PEM of authorities by `ca` name."""
+
+    pki: dict[str, KeyPair]
+    ca: dict[str, bytes]
+
+
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """What one role needs; each is sent only what is its own (`for_role` in `parent`)."""
 
@@ -40,6 +47,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     dispatchers: int = 1
     seal_key: bytes = b""  # lookup and queue
     pki: dict[str, KeyPair] = {}  # dispatchers
+    ca: dict[str, bytes] = {}  # dispatchers: PEM
     local_addresses: tuple[str, ...] = ()
     account: tuple[str, int, int] | None = None  # name, uid, gid to become
     restarted: bool = False

@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from pillarbox.conf.model import Config, TableKind
+from pillarbox.conf.tables import TableFileError, parse_table_file
+from pillarbox.daemon import check
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 
@@ -33,13 +35,11 @@ class ParentSystem:
         *,
         config: Config,
         as_root: bool,
-        load_table: Callable[[str], tuple[tuple[str, str], ...]],
         on_stop: Callable[[], None],
         log: Log,
     ) -> None:
         self._config = config
         self._as_root = as_root
-        self._load_table = load_table
         self._on_stop = on_stop
         self._log = log
         self._children = asyncio.Semaphore(_MAX_CHILDREN)
@@ -77,7 +77,7 @@ class ParentSystem:
         table = self._config.tables.get(name)
         if table is None or table.kind is not TableKind.FILE:
             raise TempFail(f"table {name}: not a file table of this configuration")
-        return await asyncio.to_thread(self._load_table, name)
+        return await asyncio.to_thread(_read_table, table.config)
 
     async def stop(self) -> None:
         """See `System.stop`."""
@@ -90,6 +90,13 @@ class ParentSystem:
     async def _in_child(self, work: Callable[[], bytes], what: str) -> bytes:
         async with self._children:
             return await run_in_child(work, what, self._log)
+
+
+def _read_table(path: str) -> tuple[tuple[str, str], ...]:
+    try:
+        return parse_table_file(path, check.read_file(path))[1]
+    except (OSError, TableFileError) as error:
+        raise TempFail(f"{path}: {error}") from error
 
 
 def run_in_child(work: Callable[[], bytes], what: str, log: Log) -> Awaitable[bytes]:

@@ -1,0 +1,372 @@
+"""What each role is made of: its objects, joined to its peers. The same in one process and in several."""
+
+import asyncio
+import os
+import pwd
+import socket
+import sys
+import sysconfig
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, cast
+
+from pillarbox import places
+from pillarbox.conf.model import Config
+from pillarbox.daemon.material import ClientMaterial
+from pillarbox.daemon.peers import Peers, kind
+from pillarbox.daemon.settings import Boot, Settings
+from pillarbox.daemon.system import ParentSystem
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
+from pillarbox.log import Log
+from pillarbox.roles.delivery import Agent, Outgoing
+from pillarbox.roles.dispatcher import Incoming
+from pillarbox.roles.lookup import Lookup as LookupRole
+from pillarbox.roles.parent import System
+from pillarbox.roles.queue import Queue as QueueRole
+
+_OFFLINE_EVERY = 60.0  # seconds
+_FATAL = 70  # EX_SOFTWARE: the role cannot go on; the parent starts it again
+
+
+class Role(Protocol):
+    """One role, built. `services` are what peers may be given to call, by their names in `wiring`."""
+
+    services: dict[str, object]
+
+    def add_socket(self, listener: int, listening: socket.socket) -> None:
+        """A listening socket of this role."""
+        ...
+
+    async def start(self) -> None:
+        """The peers are attached: begin."""
+        ...
+
+    async def drain(self) -> None:
+        """The server ends: begin nothing new, finish what is under way."""
+        ...
+
+    async def stop(self) -> None:
+        """End."""
+        ...
+
+    def peer_lost(self, peer: str) -> None:
+        """A peer's process is gone."""
+        ...
+
+    def peer_attached(self, peer: str) -> None:
+        """A peer's process is (again) there."""
+        ...
+
+
+class _Role:
+    """What the roles have in common: background work that must not end by itself."""
+
+    def __init__(self, log: Log) -> None:
+        self.services: dict[str, object] = {}
+        self.log = log
+        self._work: list[asyncio.Task[None]] = []
+
+    def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run work as long as the role lives; its failure ends the role."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._work.append(task)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fatal(error)
+
+    def fatal(self, error: BaseException) -> None:
+        """The role cannot go on: say why and end the process, so that it starts afresh."""
+        self.log.exception("fatal", error)  # noqa: PLE1205 - our own Log
+        os._exit(_FATAL)
+
+    def add_socket(self, listener: int, listening: socket.socket) -> None:
+        """Roles without sockets get none."""
+        raise AssertionError(f"a socket for listener {listener}")
+
+    async def start(self) -> None:
+        """Nothing to begin."""
+
+    async def drain(self) -> None:
+        """Nothing under way."""
+
+    async def stop(self) -> None:
+        """End the background work."""
+        for task in self._work:
+            task.remove_done_callback(self._ended)
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    def peer_lost(self, peer: str) -> None:
+        """Calls to it fail; nothing else is kept."""
+
+    def peer_attached(self, peer: str) -> None:
+        """Calls to it work again."""
+
+
+class _Lookup(_Role):
+    def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
+        super().__init__(log)
+        from pillarbox.dns.resolver import Resolver  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
+
+        resolver = boot.config.resolver
+        self._lookup = Lookup(
+            config=boot.config,
+            system=cast(System, peers.proxy("system", PARENT)),
+            resolver=Resolver(
+                nameservers=[(resolver.address, resolver.port)] if resolver.address else None,
+                now=time.monotonic,
+            ),
+            seal_key=boot.seal_key,
+            log=log,
+            now=time.time,
+            local_addresses=lambda: frozenset(boot.local_addresses),
+            libexec=libexec(),
+        )
+        self.services["lookup"] = self._lookup
+
+    async def stop(self) -> None:
+        await super().stop()
+        self._lookup.close()
+
+
+class _Queue(_Role):
+    def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
+        super().__init__(log)
+        from pathlib import Path  # noqa: PLC0415 - each process loads what its role needs
+
+        from pillarbox.bounce import Bouncer  # noqa: PLC0415
+        from pillarbox.daemon.queueservice import QueueService  # noqa: PLC0415
+        from pillarbox.mda.deliveries import Deliveries  # noqa: PLC0415
+        from pillarbox.mta.relay import Relays  # noqa: PLC0415
+        from pillarbox.queue.sqlite import SqliteStore  # noqa: PLC0415
+
+        config = boot.config
+        lookup = cast(LookupRole, peers.proxy("lookup", LOOKUP))
+        self._restarted = boot.restarted
+        self._agent = cast(Agent, peers.proxy("agent", PARENT))
+        self._dispatchers = {
+            name: cast(Outgoing, peers.proxy("outgoing", name)) for name in peers.ports if kind(name) == DISPATCHER
+        }
+        self._queue = QueueService(
+            store=SqliteStore(Path(boot.state, "queue"), monotonic=time.monotonic, on_fatal=self.fatal),
+            config=config,
+            log=log,
+            seal_key=boot.seal_key,
+            bouncer=Bouncer(config=config, lookup=lookup, log=log, now=time.time),
+            now=time.time,
+            monotonic=time.monotonic,
+            on_fatal=self.fatal,
+            paused=[p for p in boot.paused if p != "smtp"],
+        )
+        common: dict[str, Any] = {
+            "config": config,
+            "lookup": lookup,
+            "settle": self._queue.settle,
+            "ready": self._queue.ready,
+            "log": log,
+            "now": time.time,
+        }
+        self._relays = Relays(dispatchers=list(self._dispatchers.values()), monotonic=time.monotonic, **common)
+        self._deliveries = Deliveries(agent=self._agent, **common)
+        self._queue.join(self._relays, self._deliveries)
+        self.services |= {"queue": self._queue, "relays": self._relays}
+
+    async def start(self) -> None:
+        self.run("relays", self._relays.run())
+        self.run("deliveries", self._deliveries.run())
+        if self._restarted:
+            await self._queue.ask_in_flight(list(self._dispatchers.values()), self._agent)
+        await self._queue.start()
+
+    async def drain(self) -> None:
+        for what in ("mda", "mta"):
+            await self._queue.pause(what, True)
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._queue.close()
+
+    def peer_lost(self, peer: str) -> None:
+        if peer in self._dispatchers:
+            self._relays.remove_dispatcher(self._dispatchers[peer])
+
+    def peer_attached(self, peer: str) -> None:
+        if peer in self._dispatchers:
+            self._relays.add_dispatcher(self._dispatchers[peer])
+
+
+class _Dispatcher(_Role):
+    def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
+        super().__init__(log)
+        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.roles.delivery import Relays  # noqa: PLC0415
+        from pillarbox.server.listener import Server  # noqa: PLC0415
+        from pillarbox.server.tls import Material, build_contexts  # noqa: PLC0415
+
+        config = boot.config
+        lookup = cast(LookupRole, peers.proxy("lookup", LOOKUP))
+        queue = cast(QueueRole, peers.proxy("queue", QUEUE))
+        materials = {
+            name: Material(cert=pair.cert, key=pair.key, dhe=config.pki[name].dhe) for name, pair in boot.pki.items()
+        }
+        self._server = Server(
+            config=config,
+            lookup=lookup,
+            queue=queue,
+            log=log,
+            now=time.time,
+            tls_contexts=build_contexts(config, materials, boot.ca),
+            local_addresses=frozenset(boot.local_addresses),
+        )
+        self._paused = "smtp" in boot.paused
+        self._outgoing = OutgoingSessions(
+            lookup=lookup,
+            queue=queue,
+            relays=cast(Relays, peers.proxy("relays", QUEUE)),
+            log=log,
+            now=time.time,
+            tls_material=ClientMaterial(boot.ca, boot.pki),
+        )
+        self.services |= {"incoming": self._server, "outgoing": self._outgoing}
+
+    def add_socket(self, listener: int, listening: socket.socket) -> None:
+        self._server.add_socket(listener, listening)
+
+    async def start(self) -> None:
+        self.run("outgoing", self._outgoing.run())
+        if self._paused:
+            await self._server.pause(True)
+
+    async def drain(self) -> None:
+        await asyncio.gather(self._server.drain(), self._outgoing.drain())
+
+
+class _Control(_Role):
+    def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
+        super().__init__(log)
+        from pillarbox.control.commands import Commands  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.control.server import Control  # noqa: PLC0415
+
+        dispatchers = cast(list[Incoming], peers.proxies("incoming", DISPATCHER))
+        self._listening: list[socket.socket] = []
+        self._control = Control(
+            commands=Commands(
+                queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
+                dispatchers=dispatchers,
+                lookup=cast(LookupRole, peers.proxy("lookup", LOOKUP)),
+                system=cast(System, peers.proxy("system", PARENT)),
+                log=log,
+                now=time.monotonic,
+            ),
+            dispatchers=dispatchers,
+            log=log,
+            owner=os.stat(boot.state).st_uid,
+            user_name=_user_name,
+        )
+
+    def add_socket(self, listener: int, listening: socket.socket) -> None:
+        self._listening.append(listening)
+
+    async def start(self) -> None:
+        for listening in self._listening:
+            await self._control.start(listening)
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._control.close()
+
+
+class ParentServices(_Role):
+    """What the parent does itself: deliveries as their users, lookup's questions, mail left offline."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        peers: Peers,
+        *,
+        as_root: bool,
+        on_stop: Callable[[], None],
+        log: Log,
+    ) -> None:
+        super().__init__(log)
+        from pillarbox.control.offline import OfflineMail, SendmailChild  # noqa: PLC0415 - as in the other roles
+        from pillarbox.mda.agent import Agent as DeliveryAgent  # noqa: PLC0415
+        from pillarbox.mda.process import DeliveryProcess  # noqa: PLC0415
+
+        self._agent = DeliveryAgent(
+            config=config,
+            queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
+            log=log,
+            now=time.time,
+            libexec=libexec(),
+            process=DeliveryProcess(log=log),
+        )
+        self._offline = OfflineMail(
+            directory=places.offline_directory(settings.state),
+            submit=SendmailChild(state=settings.state, as_root=as_root),
+            log=log,
+            now=time.time,
+            uid=os.geteuid(),
+        )
+        self.services |= {
+            "agent": self._agent,
+            "system": ParentSystem(
+                config=config,
+                as_root=as_root,
+                on_stop=on_stop,
+                log=log,
+            ),
+        }
+
+    async def start(self) -> None:
+        """Deliver, and take what was left offline."""
+        self.run("agent", self._agent.run())
+        self.run("offline", self._offline.run(_OFFLINE_EVERY))
+
+    async def drain(self) -> None:
+        """Wait for the deliveries under way; the caller has a deadline."""
+        while True:
+            held = await self._agent.in_flight()
+            if not held.running and not held.outcomes:
+                return
+            await asyncio.sleep(0.05)
+
+
+def libexec() -> str:
+    """The folder of our programs, where the reference has its `mail.*`."""
+    return (
+        sysconfig.get_path("scripts")
+        if sys.prefix != sys.base_prefix
+        else os.path.dirname(sys.argv[0] or "/usr/sbin/x")
+    )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+Builder = Callable[[Boot, Peers, Log], Awaitable[Role]]
+
+
+def _builder(role: Callable[[Boot, Peers, Log], Role]) -> Builder:
+    async def build(boot: Boot, peers: Peers, log: Log) -> Role:
+        # Within the running loop: some objects keep it.
+        return role(boot, peers, log)
+
+    return build
+
+
+BUILDERS: dict[str, Builder] = {
+    LOOKUP: _builder(_Lookup),
+    QUEUE: _builder(_Queue),
+    DISPATCHER: _builder(_Dispatcher),
+    CONTROL: _builder(_Control),
+}
