@@ -69,7 +69,9 @@ class Connection:
             self._socket = None
 
     def connect(self) -> None:
-        """Connect now; raises `NotRunning`."""
+        """Connect now, unless it is; raises `NotRunning`."""
+        if self._socket is not None:
+            return
         try:
             self._socket = places.connect(self._path, self._timeout)
         except OSError as error:

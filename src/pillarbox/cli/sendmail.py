@@ -124,7 +124,7 @@ class Sendmail:
     def run(self) -> int:
         """Read the message, submit or leave it; the exit status. Raises `Stop`."""
         if self._options.process_queue:
-            return SOFTWARE  # the reference's answer: nothing here processes a queue
+            raise Stop(SOFTWARE)  # the reference's answer: nothing here processes a queue
         message = self._read()
         sender, recipients = self._envelope(message)
         added = self._added_fields(message, sender)
@@ -265,11 +265,12 @@ def run(arguments: list[str], *, resubmit: bool = False) -> int:
         return Sendmail(arguments, state=state, resubmit=resubmit).run()
     except Usage as error:
         print(f"{name}: {error}\nusage: {name} [-tv] [-f from] [-F name] to ...", file=sys.stderr)
-        return ERROR
+        return CANTCREAT if resubmit else ERROR
     except Stop as stop:
         if str(stop):
             print(f"{name}: {stop}", file=sys.stderr)
-        return stop.status
+        # What can never be submitted is not in the dead.letter either.
+        return CANTCREAT if resubmit and stop.status in (ERROR, SOFTWARE) else stop.status
     except KeyboardInterrupt:
         return 130
 

@@ -9,14 +9,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from pillarbox import places
 from pillarbox.cli import display
-from pillarbox.cli.connection import Connection, ControlError, NotRunning
+from pillarbox.cli.connection import ControlError
 from pillarbox.cli.grammar import Grammar, NoCommand, Value
 from pillarbox.cli.invocation import program_name, split_state
+from pillarbox.cli.live import Live
 from pillarbox.control import wire
-from pillarbox.roles.queue import QueueRow
+
+if TYPE_CHECKING:
+    from pillarbox.cli.stored import Stored
 
 _TRACES = frozenset((
     "imsg", "io", "smtp", "filters", "mta", "bounce", "scheduler", "lookup", "stat", "rules", "mproc", "expand", "all",
@@ -31,7 +35,7 @@ class Smtpctl:
 
     def __init__(self, state: str) -> None:
         self._state = state
-        self._connection = Connection(places.control_socket(state))
+        self._server = Live(state)
 
     def grammar(self) -> Grammar:
         """The reference's commands in the reference's order, which is that of its hints; then our own."""
@@ -79,41 +83,17 @@ class Smtpctl:
         g.add("stop", self._plain(wire.Stop()), listed=False)
         return g
 
-    # Asking
+    def _queue(self) -> "Live | Stored":
+        """Where the queue is looked at: the server, or without one its store."""
+        if self._server.running():
+            return self._server
+        from pillarbox.cli.stored import Stored  # noqa: PLC0415 - rarely needed
 
-    def _ask(self, request: wire.Request) -> wire.Answer:
-        """The answer, where it is one; raises `ControlError` for the others."""
-        try:
-            answer = self._connection.ask(request)
-        except NotRunning:
-            self._need_rights()
-            raise
-        match answer:
-            case wire.Denied():
-                raise ControlError("need root privileges")
-            case wire.Missing():
-                raise ControlError(_MISSING)
-        return answer
-
-    def _look(self, request: wire.Request) -> wire.Answer:
-        """As `_ask`, where failing means that there is nothing to print."""
-        answer = self._ask(request)
-        if isinstance(answer, wire.Failed):
-            raise ControlError(answer.text or "command failed")
-        return answer
-
-    def _need_rights(self) -> None:
-        """Without a server to judge: root, and whoever owns the state directory."""
-        try:
-            owner = os.stat(self._state).st_uid
-        except OSError:
-            return
-        if os.geteuid() not in (0, owner):
-            raise ControlError("need root privileges")
+        return Stored(self._state)
 
     def _report(self, request: wire.Request) -> int:
         """Carry out, and say in the reference's words whether it was done."""
-        answer = self._ask(request)
+        answer = self._server.ask(request)
         if isinstance(answer, wire.Failed):
             print(f"command failed: {answer.text}" if answer.text else "command failed")
             return 1
@@ -139,7 +119,7 @@ class Smtpctl:
         return 0
 
     def _count(self, verb: str, values: list[Value]) -> int:
-        answer = self._look(wire.Change(verb, int(values[0]) if values else 0))
+        answer = self._server.look(wire.Change(verb, int(values[0]) if values else 0))
         return answer.count if isinstance(answer, wire.Count) else 0
 
     def _route(self, paused: bool) -> Callable[[list[Value]], int]:
@@ -161,58 +141,37 @@ class Smtpctl:
         return self._report(wire.UpdateTable(str(values[0])))
 
     def show_queue(self, values: list[Value]) -> int:
-        """`show queue [msgid]`, and mailq. Without a server: what its store holds."""
-        for row in self._rows(int(values[0]) if values else 0):
+        """`show queue [msgid]`, and mailq."""
+        for row in self._queue().rows(int(values[0]) if values else 0):
             print(display.queue_line(row, int(time.time())))
         return 0
 
-    def _rows(self, msgid: int) -> Iterator[QueueRow]:
-        after = 0
-        while True:
-            answer = self._look(wire.ShowQueue(after, msgid))
-            rows = answer.rows if isinstance(answer, wire.Rows) else []
-            if not rows:
-                return
-            yield from rows
-            after = rows[-1].envelope.evpid
-
     def _show_envelope(self, values: list[Value]) -> int:
-        answer = self._look(wire.ShowEnvelope(int(values[0])))
-        for row in answer.rows if isinstance(answer, wire.Rows) else []:
-            print("\n".join(display.envelope_lines(row.envelope)))
+        row = self._queue().row(int(values[0]))
+        if row is None:
+            raise ControlError(_MISSING)
+        print("\n".join(display.envelope_lines(row.envelope)))
         return 0
 
     def _show_message(self, values: list[Value]) -> int:
         given = int(values[0])
-        msgid = given >> 32 or given
-        sys.stdout.flush()
-        for piece in _with_lf(self._pieces(msgid)):
+        pieces = self._queue().pieces(given >> 32 or given)
+        if pieces is None:
+            raise ControlError(_MISSING)
+        for piece in _with_lf(pieces):
             sys.stdout.buffer.write(piece)
         return 0
 
-    def _pieces(self, msgid: int) -> Iterator[bytes]:
-        offset = 0
-        while True:
-            answer = self._look(wire.ReadMessage(msgid, offset))
-            if not isinstance(answer, wire.Piece) or not answer.data:
-                return
-            yield answer.data
-            offset += len(answer.data)
-
     def _show_mta(self, what: str) -> Callable[[list[Value]], int]:
         def show(_: list[Value]) -> int:
-            shown = 0
-            while True:
-                answer = self._look(wire.ShowMta(what, shown))
-                if not isinstance(answer, wire.Lines) or not answer.lines:
-                    return 0
-                print("\n".join(answer.lines))
-                shown += len(answer.lines)
+            for line in self._server.lines(what):
+                print(line)
+            return 0
 
         return show
 
     def _stats(self) -> dict[str, int]:
-        answer = self._look(wire.ShowStats())
+        answer = self._server.look(wire.ShowStats())
         return answer.values if isinstance(answer, wire.Numbers) else {}
 
     def _show_stats(self, _: list[Value]) -> int:
@@ -220,7 +179,7 @@ class Smtpctl:
         return 0
 
     def _show_status(self, _: list[Value]) -> int:
-        answer = self._look(wire.ShowStatus())
+        answer = self._server.look(wire.ShowStatus())
         paused = answer.lines if isinstance(answer, wire.Lines) else []
         for kind in ("mda", "mta", "smtp"):
             print(f"{kind.upper()} {'paused' if kind in paused else 'running'}")

@@ -6,6 +6,7 @@ mail. Each wait on a peer has a deadline, each user a limit of connections.
 """
 
 import asyncio
+import pwd
 import socket
 import struct
 from collections import Counter
@@ -37,8 +38,8 @@ class Limits:
 class Control:
     """Serves one listening control socket.
 
-    `owner`: the uid that, beside root, may do everything. `user_name` says who a uid is (it may block: it is called in
-    a thread).
+    `owner`: the uid that, beside root, may do everything. `user_name` says who a uid is (`local_name`; it is called in a
+    thread).
     """
 
     def __init__(
@@ -194,6 +195,14 @@ class Control:
         except TimeoutError:
             self._log.warn("control: no dispatcher took a submission in time")
         return wire.Failed(wire.TOO_BUSY)
+
+
+def local_name(uid: int) -> str:
+    """The name of a local user; one that nobody knows is called by the number. May block."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:
