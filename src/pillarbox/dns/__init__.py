@@ -1,0 +1,1 @@
+"""DNS: `resolver` is asked by lookup on behalf of everyone."""

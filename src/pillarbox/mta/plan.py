@@ -1,0 +1,89 @@
+"""What an action says about one envelope: through which relay it goes, and with which sender. Pure decisions."""
+
+from dataclasses import dataclass
+
+from pillarbox.conf.model import Relay, Srs
+from pillarbox.errors import TempFail
+from pillarbox.log import Log
+from pillarbox.mail import srs
+from pillarbox.mail.envelope import Envelope
+from pillarbox.mta.policy import TlsPolicy, tls_policy
+from pillarbox.mta.url import RelayUrl, parse_relay_url
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A relay: envelopes of equal plans share connections. `url` None: the MXs of `domain`."""
+
+    generation: int
+    action: Relay
+    url: RelayUrl | None
+    policy: TlsPolicy
+    domain: str
+    backup_name: str = ""
+
+    @property
+    def key(self) -> tuple[int, str, str, int, str, str, str]:
+        """What distinguishes one relay from another."""
+        port, label = (self.url.port, self.url.label) if self.url else (0, "")
+        return self.generation, self.action.name, self.policy.scheme, port, label, self.domain, self.backup_name
+
+    def __str__(self) -> str:
+        """As in the log and `show relays`."""
+        action, url = self.action, self.url
+        parts = [f"relay:{self.domain}"]
+        if url is not None:
+            parts.append(f"port={url.port}")
+        parts.append(self.policy.scheme)
+        if url is not None and url.label:
+            parts.append(f"auth={action.auth}:{url.label}")
+        if action.pki:
+            parts.append(f"pki_name={action.pki}")
+        if url is not None:
+            parts.append("mx")
+        for name, value in (
+            ("backup", self.backup_name),
+            ("sourcetable", action.src),
+            ("helotable", action.helo_src),
+            ("heloname", action.helo),
+        ):
+            if value:
+                parts.append(f"{name}={value}")
+        return f"[{','.join(parts)}]"
+
+
+def plan_relay(action: Relay, generation: int, envelope: Envelope, smarthost: str, log: Log) -> Plan:
+    """The relay of an envelope; `smarthost` "" = by MX. Raises TempFail with the envelope's error line."""
+    url = parse_relay_url(smarthost) if smarthost else None
+    if smarthost and url is None:
+        log.warn(f"Failed to parse smarthost {smarthost}")
+        raise TempFail("Cannot parse smarthost")
+    if url is not None and url.label and not action.auth:
+        log.warn(f'No auth table on action "{action.name}" for relay {smarthost}')
+        raise TempFail("No auth table for relaying")
+    policy = tls_policy(url, action)
+    if policy is None:
+        log.warn(f'TLS required for action "{action.name}"')
+        raise TempFail("TLS required for relaying")
+    backup = (action.backup_mx or envelope.smtpname) if action.backup and url is None else ""
+    domain = url.host if url is not None else envelope.dest_domain
+    return Plan(
+        generation=generation, action=action, url=url, policy=policy, domain=domain.lower(), backup_name=backup.lower()
+    )
+
+
+def sender_for(action: Relay, options: Srs, envelope: Envelope, now: float) -> str:
+    """MAIL FROM: rewritten by `mail-from`, then by SRS where mail is forwarded. The null sender stays null."""
+    sender = envelope.sender
+    user, at, domain = sender.rpartition("@")
+    if not at or not user:
+        return sender
+    if action.mail_from:
+        new_user, at, new_domain = action.mail_from.rpartition("@")
+        if not at:
+            new_user, new_domain = action.mail_from, ""
+        sender = f"{new_user or user}@{new_domain or domain}"
+    forwarded = envelope.rcpt != envelope.dest and "@" in envelope.rcpt
+    if action.srs and options.key and forwarded:
+        return srs.encode(sender, envelope.rcpt.rpartition("@")[2], key=options.key, now=now)
+    return sender

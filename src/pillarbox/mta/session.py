@@ -1,0 +1,90 @@
+"""Outgoing sessions of one dispatcher: opened as the queue orders, each a `Delivery`.
+
+Nothing is decided here about where mail goes; see `mta/relay` (in queue) for that, `mta/delivery` for a session's
+course, `mta/link` for its connection.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from pillarbox.log import Log
+from pillarbox.mta.client_tls import ClientContexts, TlsMaterial
+from pillarbox.mta.delivery import Delivery
+from pillarbox.mta.jobs import Jobs
+from pillarbox.mta.reporter import Reporter
+from pillarbox.roles.delivery import InFlight, Relays, SessionOrder
+from pillarbox.roles.lookup import Lookup
+from pillarbox.roles.queue import Queue
+
+
+class OutgoingSessions:
+    """Implements `roles.delivery.Outgoing`. `run` must be running; `now` in epoch seconds."""
+
+    def __init__(
+        self,
+        *,
+        lookup: Lookup,
+        queue: Queue,
+        relays: Relays,
+        log: Log,
+        now: Callable[[], float],
+        tls_material: TlsMaterial,
+    ) -> None:
+        self._lookup = lookup
+        self._queue = queue
+        self._relays = relays
+        self._log = log
+        self._now = now
+        self._contexts = ClientContexts(material=tls_material)
+        self._jobs = Jobs(log=log, what="smtp-out")
+        self._reporter = Reporter(settle=queue.settle, jobs=self._jobs, log=log)
+        self._sessions: dict[int, Delivery] = {}
+        self._none_left = asyncio.Event()
+
+    async def run(self) -> None:
+        """Hold the sessions until cancelled."""
+        await self._jobs.run()
+
+    async def open_session(self, order: SessionOrder) -> None:
+        """See `roles.delivery.Outgoing`. An order that is repeated is one session."""
+        if order.session in self._sessions:
+            return
+        self._sessions[order.session] = delivery = Delivery(
+            order,
+            lookup=self._lookup,
+            queue=self._queue,
+            relays=self._relays,
+            reporter=self._reporter,
+            contexts=self._contexts,
+            log=self._log,
+            now=self._now,
+        )
+        self._jobs.start(self._hold(order.session, delivery))
+
+    async def close_session(self, session: int) -> None:
+        """See `roles.delivery.Outgoing`."""
+        delivery = self._sessions.get(session)
+        if delivery is not None:
+            delivery.close()
+
+    async def in_flight(self) -> InFlight:
+        """See `roles.delivery.Outgoing`."""
+        running = tuple(attempt for delivery in self._sessions.values() for attempt in delivery.running.items())
+        return InFlight(running=running, outcomes=self._reporter.outcomes)
+
+    async def drain(self) -> None:
+        """End every session after its transaction, and wait until the queue knows every outcome; set a deadline."""
+        for delivery in self._sessions.values():
+            delivery.close()
+        while self._sessions:
+            self._none_left.clear()
+            await self._none_left.wait()
+        await self._reporter.drained()
+
+    async def _hold(self, session: int, delivery: Delivery) -> None:
+        try:
+            await delivery.run()
+        finally:
+            del self._sessions[session]
+            if not self._sessions:
+                self._none_left.set()
