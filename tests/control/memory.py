@@ -126,32 +126,33 @@ class MemorySession:
         self.dispatcher, self.user, self.uid = dispatcher, user, uid
         self.output: asyncio.Queue[bytes] = asyncio.Queue()
         self.output.put_nowait(b"220 mail.example.org ESMTP\r\n")
-        self.buffer = b""
+        self.buffer = bytearray()
         self.in_data = False
         self.commands: list[str] = []
 
     def feed(self, data: bytes) -> None:
+        start = max(0, len(self.buffer) - 4)
         self.buffer += data
         while True:
             if self.in_data:
-                if self.buffer.startswith(b".\r\n"):
-                    self._end_of_data(b"", self.buffer[3:])
-                    continue
-                body, end, rest = self.buffer.partition(b"\r\n.\r\n")
-                if not end:
+                # What precedes the body is taken for a line end, so that a lone dot may be its first line.
+                end = self.buffer.find(b"\r\n.\r\n", start)
+                if end < 0:
                     return
-                self._end_of_data(body + b"\r\n", rest)
+                body = bytes(self.buffer[2 : end + 2]).replace(b"\r\n..", b"\r\n.")
+                del self.buffer[: end + 5]
+                self.in_data, start = False, 0
+                self.dispatcher.messages.append((self, body[1:] if body.startswith(b"..") else body))
+                self.say("250 2.0.0 Message accepted for delivery")
                 continue
-            line, end, rest = self.buffer.partition(b"\r\n")
-            if not end:
+            end = self.buffer.find(b"\r\n")
+            if end < 0:
                 return
-            self.buffer = rest
+            line = bytes(self.buffer[:end])
+            del self.buffer[: end + 2]
             self._command(line.decode("utf-8", "surrogateescape"))
-
-    def _end_of_data(self, body: bytes, rest: bytes) -> None:
-        self.buffer, self.in_data = rest, False
-        self.dispatcher.messages.append((self, body.replace(b"\r\n..", b"\r\n.")))
-        self.say("250 2.0.0 Message accepted for delivery")
+            if self.in_data:
+                self.buffer[:0] = b"\r\n"
 
     def _command(self, line: str) -> None:
         self.commands.append(line)

@@ -2,7 +2,8 @@
 
 import ctypes
 
-_METHODS = ((b"$y$", 8), (b"$2b$", 10), (b"$6$", 5000))  # the best first, with its cost: crypt(5)
+# The best first, with its cost: crypt(5); 0 is the library's own choice. Each AUTH pays it again.
+_METHODS = ((b"$y$", 0), (b"$2b$", 10), (b"$6$", 100_000))
 
 
 class CannotHash(Exception):

@@ -38,8 +38,8 @@ class Limits:
 class Control:
     """Serves one listening control socket.
 
-    `owner`: the uid that, beside root, may do everything. `user_name` says who a uid is (`local_name`; it is called in a
-    thread).
+    `owner`: the uid that, beside root, may do everything. `user_name` says who a uid is (`local_name`); it is called
+    in a thread.
     """
 
     def __init__(
