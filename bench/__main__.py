@@ -1,0 +1,185 @@
+"""`python -m bench`: measure Pillarbox, and Postfix and OpenSMTPD where they are, and print medians and ratios."""
+
+import argparse
+import functools
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.disk import fresh_disk
+from bench.load import Idle, Sink, Source
+from bench.servers import LOCAL, REMOTE, SERVERS, Missing, Server, settle
+from tests import sandbox
+
+_DEADLINE = 180.0  # seconds a run may take
+_WARMUP = 100  # messages
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is measured: `kind` accept (into the queue), relay and maildir (until the last is delivered)."""
+
+    name: str
+    kind: str
+    size: int
+    kept: bool
+    messages: int
+
+
+SCENARIOS = [
+    Scenario("accept, 4 KB, kept connections", "accept", 4096, True, 4000),
+    Scenario("accept, 4 KB, one a connection", "accept", 4096, False, 2000),
+    Scenario("accept, 64 KB, kept connections", "accept", 65536, True, 1500),
+    Scenario("relay end to end, 4 KB", "relay", 4096, True, 2000),
+    Scenario("Maildir end to end, 4 KB", "maildir", 4096, True, 2000),
+]
+Rates = dict[str, dict[str, list[float]]]  # row → server → figures
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--servers", default=",".join(SERVERS), help="of " + ", ".join(SERVERS))
+    parser.add_argument("--only", default="", help="scenarios whose name contains this")
+    parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the messages, twice: to see that it works")
+    options = parser.parse_args()
+    if not Path("/usr/sbin/smtp-source").exists():
+        print("bench: needs smtp-source and smtp-sink (Debian: postfix): tools/setup peers, as root", file=sys.stderr)
+        return 1
+    if os.geteuid() == 0:
+        sandbox.enter()
+    else:
+        print("bench: not root: Pillarbox alone, in one process, on the disk of the temporary folder", file=sys.stderr)
+    names = options.servers.split(",")
+    reps, share = (2, 5) if options.quick else (options.reps, 1)
+    rates: Rates = defaultdict(lambda: defaultdict(list))
+    for scenario in SCENARIOS:
+        if options.only in scenario.name:
+            for _ in range(reps):
+                for name in names:
+                    _measure(name, scenario, scenario.messages // share, rates)
+    if options.only in "memory":
+        for name in names:
+            _measure_memory(name, rates)
+    print(table(rates, names))
+    return 0
+
+
+def _measure(name: str, scenario: Scenario, messages: int, rates: Rates) -> None:
+    """One run on a fresh disk. What fails is said and left out."""
+    with ExitStack() as stack:
+        disk = stack.enter_context(fresh_disk())
+        server = SERVERS[name](disk.root / name, deliver=scenario.kind != "accept")
+        try:
+            server.start()
+            stack.callback(server.stop)
+            settle()
+            rate, cpu = _run(server, scenario, messages)
+        except Missing as missing:
+            _once(f"bench: left out: {missing}")
+            return
+        except RuntimeError as failed:
+            print(f"bench: {name}, {scenario.name}: {failed}", file=sys.stderr)
+            return
+    rates[f"{scenario.name}: messages/s"][name].append(rate)
+    rates[f"{scenario.name}: CPU ms/message"][name].append(cpu)
+
+
+def _run(server: Server, scenario: Scenario, messages: int) -> tuple[float, float]:
+    """(messages a second, milliseconds of the server's CPU a message)."""
+    rcpt = LOCAL.replace("alice", server.user) if scenario.kind == "maildir" else REMOTE
+    before = 0
+    if scenario.kind != "relay":
+        _finish(Source(rcpt, _WARMUP, scenario.size, kept=scenario.kept), lambda: False)
+        before = _WARMUP if scenario.kind == "maildir" else 0
+    sink = Sink(messages) if scenario.kind == "relay" else None
+    try:
+        cpu, start = server.cpu(), time.perf_counter()
+        source = Source(rcpt, messages, scenario.size, kept=scenario.kept)
+
+        def undelivered() -> bool:
+            if sink is not None:
+                return sink.running()
+            return scenario.kind == "maildir" and server.delivered() < messages + before
+
+        _finish(source, undelivered)
+        elapsed = time.perf_counter() - start
+        return messages / elapsed, (server.cpu() - cpu) * 1000 / messages
+    finally:
+        if sink is not None:
+            sink.stop()
+
+
+def _finish(source: Source, undelivered: Callable[[], bool]) -> None:
+    """Wait until all is sent and delivered. Raises RuntimeError."""
+    end = time.monotonic() + _DEADLINE
+    try:
+        while source.running() or undelivered():
+            if problem := source.problem():
+                raise RuntimeError(problem)
+            if time.monotonic() > end:
+                raise RuntimeError(f"not done after {_DEADLINE:.0f} s")
+            time.sleep(0.005)
+        if problem := source.problem():
+            raise RuntimeError(problem)
+    finally:
+        source.stop()
+
+
+def _measure_memory(name: str, rates: Rates) -> None:
+    with ExitStack() as stack:
+        disk = stack.enter_context(fresh_disk(1024))
+        server = SERVERS[name](disk.root / name, deliver=False)
+        try:
+            server.start()
+            stack.callback(server.stop)
+            settle(2)
+            idle = server.memory()
+            connections = Idle(500)
+            stack.callback(connections.close)
+            settle(2)
+            busy = server.memory()
+        except (Missing, RuntimeError, OSError) as failed:
+            _once(f"bench: memory of {name} left out: {failed}")
+            return
+    rates["memory idle: MB (PSS)"][name].append(idle)
+    rates["memory, 500 idle connections: MB (PSS)"][name].append(busy)
+    rates["memory of an idle connection: KB"][name].append((busy - idle) * 1024 / 500)
+
+
+@functools.cache
+def _once(line: str) -> None:
+    """Say a line the first time."""
+    print(line, file=sys.stderr)
+
+
+def table(rates: Rates, names: Sequence[str]) -> str:
+    """Medians with the range, and Pillarbox's ratio to each of the others."""
+    measured = [name for name in names if any(name in row for row in rates.values())]
+    others = [name for name in measured if name != "pillarbox"]
+    lines = ["| | " + " | ".join(measured) + "".join(f" | ÷ {name}" for name in others) + " |"]
+    lines.append("|---" * (1 + len(measured) + len(others)) + "|")
+    for row, figures in rates.items():
+        medians = {name: statistics.median(values) for name, values in figures.items()}
+        cells = [_cell(figures[name]) if name in figures else "" for name in measured]
+        ours = medians.get("pillarbox")
+        cells += [f"{ours / medians[o]:.2f}" if ours and medians.get(o) else "" for o in others]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    digits = 0 if statistics.median(values) >= 20 else 2
+    spread = f" ({min(values):.{digits}f}-{max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.{digits}f}{spread}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
