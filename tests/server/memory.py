@@ -169,7 +169,7 @@ class World:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the loop run until something is so."""
         async with asyncio.timeout(5):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - the conditions are states of sockets, too
                 await asyncio.sleep(0.001)
 
 

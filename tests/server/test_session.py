@@ -1,11 +1,19 @@
 """Transcripts against a server whose lookup and queue are in memory."""
 
 import asyncio
+import socket
+import struct
+
+import pytest
 
 from pillarbox.conf.model import Config, Listener, SmtpOptions
-from pillarbox.errors import TempFail
+from pillarbox.errors import PermFail, TempFail
+from pillarbox.mail.envelope import Notify
+from pillarbox.roles.queue import INLINE_BODY
 
 from .memory import World, world
+
+NOT_NOW = "503 5.5.1 Invalid command: Command not allowed at this point."
 
 
 def run(scenario, **arguments):
@@ -14,6 +22,14 @@ def run(scenario, **arguments):
             await scenario(w)
 
     asyncio.run(inside())
+
+
+def with_options(**options) -> Config:
+    return Config(
+        hostname="host.example.org",
+        listeners=(Listener(id=1, hostname="mail.example.org"),),
+        smtp=SmtpOptions(**options),
+    )
 
 
 def test_a_message_is_accepted_and_committed():
@@ -34,6 +50,315 @@ def test_a_message_is_accepted_and_committed():
         assert lines[5].startswith("Date: ") and lines[6].startswith("Message-ID: <")
         assert lines[7:] == ["", "body"]
         assert w.log[0] == "smtp connected address=127.0.0.1 host=localhost"
+        assert f"size={len(w.queue.text())} nrcpt=1 proto=ESMTP" in w.log[1]
+        assert w.log[2].endswith("from=<s@client.example.net> to=<alice@example.org>")
         assert w.log[-1] == "smtp disconnected reason=quit"
 
     run(scenario)
+
+
+def test_a_whole_session_in_one_write_is_answered_in_order():
+    async def scenario(w: World) -> None:
+        c = await w.connect()
+        text = (
+            b"EHLO x\r\nMAIL FROM:<s@x.example>\r\nRCPT TO:<ghost@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\n"
+            b"Subject: p\r\n\r\nb\r\n.\r\nNOOP\r\nQUIT\r\n"
+        )
+        c.writer.write(text)
+        codes = [(await c.reply())[:3] for _ in range(9)]
+        assert codes == ["220", "250", "250", "550", "250", "354", "250", "250", "221"]
+        assert await c.closed()
+
+    run(scenario)
+
+
+def test_a_data_command_without_recipients_makes_no_message_of_what_follows():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        text = b"MAIL FROM:<s@x.example>\r\nRCPT TO:<ghost@example.org>\r\nDATA\r\nQUIT\r\n"
+        assert [x[:3] for x in (await c.send(text, 4)).split("\n")] == ["250", "550", "503", "221"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("verb", ["HELO", "EHLO", "RSET"])
+def test_a_transaction_is_forgotten(verb):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        await c.send("MAIL FROM:<s@x.example>")
+        await c.send("RCPT TO:<alice@example.org>")
+        assert (await c.send(verb if verb == "RSET" else f"{verb} again.example"))[:3] == "250"
+        assert await c.send("DATA") == NOT_NOW
+        assert (await c.send("MAIL FROM:<s@x.example>"))[:3] == "250"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "line", ["RSET", "MAIL FROM:<s@x.example>", "RCPT TO:<a@example.org>", "DATA", "AUTH PLAIN", "STARTTLS"]
+)
+def test_commands_before_helo(line):
+    async def scenario(w: World) -> None:
+        c = await w.connect()
+        await c.reply()
+        assert await c.send(line) == NOT_NOW
+        assert f'smtp failed-command command="{line}" result="{NOT_NOW}"' in w.log
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("line", "reply"),
+    [
+        ("RSET now", "500 5.5.4 Invalid command arguments: command does not accept arguments."),
+        ("QUIT ", "500 5.5.4 Invalid command arguments: command does not accept arguments."),
+        ("NOOP anything", "250 2.0.0 Ok"),
+        ("VRFY alice", "500 5.5.1 Invalid command: Command unrecognized"),
+        ("", "500 5.5.1 Invalid command: Command unrecognized"),
+        ("NOOP\0", "500 5.5.2 Syntax error: Invalid character in command"),
+        ("MAIL FROM:<\xe9@x.example>", "553 5.1.0 Sender address syntax error"),
+        ("MAIL FROM:<a@x.example> FOO=\xe9", "503 5.5.4 Invalid command arguments: Unsupported option FOO=?"),
+        ("MAIL FROM:<a@x.example> SIZE=36700161", "552 5.3.4 Message too big for system"),
+        ("HELO -dash", "501 5.5.4 Invalid command arguments: Invalid domain name"),
+        ("STARTTLS", "503 5.5.1 Invalid command: Command not supported"),
+        ("AUTH PLAIN x", "503 5.5.1 Invalid command: Command not supported"),
+    ],
+)
+def test_replies(line, reply):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert await c.send(line) == reply
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("data", "reply"),
+    [
+        (b"NOOP " + b"n" * 2043 + b"\r\n", "500 5.0.0 Command line too long"),
+        (b"z" * 65536, "500 5.0.0 Line too long"),
+        (b"NOOP\n", "500 5.5.2 Syntax error: bare LF in command, lines end with CRLF"),
+    ],
+)
+def test_bad_input_ends_the_session(data, reply):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert await c.send(data) == reply
+        assert await c.closed()
+        assert f'smtp bad-input result="{reply}"' in w.log
+
+    run(scenario)
+
+
+SMUGGLING = [b"\n.\n", b"\r.\r", b"\n.\r\n", b"\r\n.\n", b"\r.\r\n", b"\r\n.\r", b"\r\r\n.\r\r\n", b"\r\n\0.\n"]
+
+
+@pytest.mark.parametrize("fake", SMUGGLING)
+def test_no_second_message_is_smuggled_in(fake):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        inner = b"MAIL FROM:<evil@x.example>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\nSubject: evil\r\n\r\nx\r\n"
+        reply = await c.message((b"Subject: a\r\n\r\nx" + fake + inner).decode("latin-1"))
+        assert reply == "550 5.6.0 Message refused: bare CR or LF in message data (RFC 5321 2.3.8)"
+        assert await c.send("NOOP") == "250 2.0.0 Ok"
+        assert w.queue.committed == [] and len(w.lookup.asked) == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "reply"),
+    [
+        (
+            "this is not a header\r\n",
+            "550 5.7.1 Delivery not authorized, message refused: Message is not RFC 2822 compliant",
+        ),
+        ("Received: x\r\n" * 100, "500 5.4.6 Routing loop detected: Loop detected"),
+        (
+            "X: " + "y" * 60000 + "\r\n" + ("Z: " + "y" * 60000 + "\r\n") * 5,
+            "552 5.3.4 Message too big for system: Header too big",
+        ),
+    ],
+)
+def test_refused_messages_leave_the_session_usable(body, reply):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert await c.message(body) == reply
+        assert f'smtp failed-command command="DATA" result="{reply}"' in w.log
+        assert (await c.message())[:3] == "250"
+
+    run(scenario)
+
+
+def test_the_size_limit_holds_while_receiving():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        reply = await c.message("Subject: big\r\n\r\n" + ("x" * 50 + "\r\n") * 20)
+        assert reply == "554 5.3.4 Message too big for system: Transaction failed, message too big"
+        assert (await c.message())[:3] == "250"
+
+    run(scenario, config=with_options(max_message_size=1000))
+
+
+def test_limits_of_recipients_and_mails():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        await c.send("MAIL FROM:<s@x.example>")
+        assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "250"
+        assert await c.send("RCPT TO:<bob@example.org>") == "451 4.5.3 Too many recipients: Too many recipients"
+        await c.send("RSET")
+        assert (await c.message())[:3] == "250"
+        assert await c.send("MAIL FROM:<s@x.example>") == "452 4.5.3 Too many recipients: Too many messages sent"
+
+    run(scenario, config=with_options(max_rcpt=1, max_mails=1))
+
+
+def test_dsn_parameters_reach_the_lookup_and_notify_belongs_to_one_recipient():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        await c.send("MAIL FROM:<s@x.example> RET=FULL ENVID=id+3D1")
+        await c.send("RCPT TO:<alice@example.org> NOTIFY=FAILURE,DELAY ORCPT=rfc822;orig@example.net")
+        await c.send("RCPT TO:<bob@example.org>")
+        first, second = w.lookup.asked
+        assert (first.dsn_ret, first.dsn_envid, first.dsn_orcpt) == ("FULL", "id+3D1", "rfc822;orig@example.net")
+        assert first.dsn_notify == Notify.FAILURE | Notify.DELAY
+        assert second.dsn_notify == Notify.NONE
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(TempFail("disk full"), "451"), (PermFail("no"), "554"), (OSError("x"), "421")]
+)
+def test_a_queue_that_fails_is_no_250(error, code):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        w.queue.fail = error
+        reply = await c.message()
+        assert reply[:3] == code and str(error) not in reply
+        assert any(str(error) in line for line in w.log)
+        if code == "421":
+            assert await c.closed()
+
+    run(scenario)
+
+
+def test_a_lookup_that_fails_is_a_451_and_the_session_goes_on():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        await c.send("MAIL FROM:<s@x.example>")
+        w.lookup.fail = True
+        assert await c.send("RCPT TO:<alice@example.org>") == "451 4.3.0 Temporary failure"
+        w.lookup.fail = False
+        assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "250"
+
+    run(scenario)
+
+
+def test_a_large_message_is_streamed_in_bounded_chunks():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        body = ("x" * 998 + "\r\n") * 3000
+        assert (await c.message("Subject: large\r\n\r\n" + body))[:3] == "250"
+        message = w.queue.committed[0]
+        assert message.streamed and message.body == b"" and message.size > len(body)
+        assert w.queue.bodies[message.msgid].endswith(body.encode())
+        assert w.queue.largest_chunk <= INLINE_BODY
+
+    run(scenario)
+
+
+def test_memory_is_bounded_while_the_queue_does_not_take_more():
+    async def scenario(w: World) -> None:
+        w.queue.gate = asyncio.Event()
+        c = await w.greeted()
+        for line in ("MAIL FROM:<s@x.example>", "RCPT TO:<alice@example.org>", "DATA"):
+            await c.send(line)
+        c.writer.write(b"Subject: x\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20000 + b".\r\n")
+        (session,) = w.server._sessions
+        await w.until(lambda: session._read_paused)
+        await asyncio.sleep(0.05)
+        assert session.core.buffered < 600 * 1024
+        w.queue.gate.set()
+        assert (await c.reply())[:3] == "250"
+
+    run(scenario)
+
+
+def test_an_aborted_large_message_is_discarded():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        for line in ("MAIL FROM:<s@x.example>", "RCPT TO:<alice@example.org>", "DATA"):
+            await c.send(line)
+        c.writer.write(b"Subject: x\r\n\r\n" + (b"x" * 998 + b"\r\n") * 1000)
+        await w.until(lambda: bool(w.queue.bodies))
+        c.writer.close()
+        await w.until(lambda: bool(w.queue.discarded))
+        assert w.queue.committed == [] and w.queue.bodies == {}
+
+    run(scenario)
+
+
+def test_a_commit_under_way_is_finished_when_the_client_goes():
+    async def scenario(w: World) -> None:
+        w.queue.gate = asyncio.Event()
+        c = await w.greeted()
+        for line in ("MAIL FROM:<s@x.example>", "RCPT TO:<alice@example.org>", "DATA"):
+            await c.send(line)
+        c.writer.write(b"Subject: x\r\n\r\nb\r\n.\r\n")
+        (session,) = w.server._sessions
+        await w.until(lambda: session.committing)
+        c.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        c.writer.close()
+        await w.until(lambda: session._lost)
+        w.queue.gate.set()
+        await w.until(lambda: bool(w.queue.committed))
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_client_that_only_shuts_down_its_side_gets_its_answers():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"MAIL FROM:<s@x.example>\r\nRCPT TO:<alice@example.org>\r\n")
+        c.writer.write_eof()
+        assert (await c.reply())[:3] == "250"
+        assert (await c.reply())[:3] == "250"
+        assert await c.closed()
+        assert w.log[-1] == "smtp disconnected reason=disconnect"
+
+    run(scenario)
+
+
+def test_the_banner_does_not_wait_for_the_reverse_name():
+    async def scenario(w: World) -> None:
+        gate = asyncio.Event()
+
+        async def slow(address: str) -> str:
+            await gate.wait()
+            return "slow.example"
+
+        w.lookup.reverse_name = slow  # type: ignore[method-assign]
+        c = await w.greeted()
+        assert (await c.send("MAIL FROM:<s@x.example>"))[:3] == "250"
+        assert w.log == []
+        c.writer.write(b"RCPT TO:<alice@example.org>\r\n")
+        gate.set()
+        assert (await c.reply())[:3] == "250"
+        assert w.lookup.asked[0].client.hostname == "slow.example"
+        assert w.log[0] == "smtp connected address=127.0.0.1 host=slow.example"
+
+    run(scenario)
+
+
+def test_names_by_address_and_masked_sources():
+    async def scenario(w: World) -> None:
+        w.lookup.host_names["127.0.0.1"] = "one.example.org"
+        c = await w.connect()
+        assert await c.reply() == "220 one.example.org ESMTP Pillarbox"
+        assert "DSN" not in await c.send("EHLO x")
+        assert (await c.message())[:3] == "250"
+        assert w.queue.text().startswith("Received: \n\tby one.example.org (Pillarbox) with ESMTP id ")
+
+    run(scenario, listener=Listener(id=1, hostname="mail.example.org", hostnames="n", mask_src=True, no_dsn=True))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pillarbox.conf.model import TlsMode
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.roles.queue import Queue
 from pillarbox.server.commands import auth, data, hello, mail, other, rcpt
@@ -70,7 +69,7 @@ def _handle(session: "Session", event: Event) -> None:
             _take(session, _handle_line(session, event.text))
         case Body():
             session.note_progress(len(event.data))
-            work = data.receive(session, event.data)
+            work = data.receive(session, event)
             if work is not None:
                 session.start(work)
         case EndOfBody():
@@ -146,17 +145,13 @@ def _unexpected(session: "Session", error: Exception) -> Reply:
     return replies.INTERNAL_ERROR
 
 
-async def open_session(session: "Session") -> Reply | None:
-    """What comes before the banner: the name for this address (`hostnames`), TLS on a smtps listener."""
-    if session.listener.hostnames:
-        name = await session.services.lookup.host_name(
-            session.config.generation, session.listener.hostnames, session.peer.server
-        )
-        session.name = name or session.name
-    if session.listener.tls is TlsMode.SMTPS and not await hello.secure(session):
-        return None
+async def greet(session: "Session") -> None:
+    """The banner, with the name that the table has for the address that was connected to (`hostnames`)."""
+    name = await session.services.lookup.host_name(
+        session.config.generation, session.listener.hostnames, session.peer.server
+    )
+    session.name = name or session.name
     session.send(replies.banner(session.name))
-    return None
 
 
 async def discard(queue: Queue, msgid: int) -> None:

@@ -21,10 +21,11 @@ from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
+from pillarbox.server.commands.hello import handshake_failed
 from pillarbox.server.msgids import MessageIds
 from pillarbox.server.names import ReverseNames
 from pillarbox.server.services import Peer, Services
-from pillarbox.server.session import Session
+from pillarbox.server.session import TLS_HANDSHAKE, Session
 from pillarbox.server.submission import Submission
 from pillarbox.server.trace import Dates
 from pillarbox.smtp import replies
@@ -131,6 +132,10 @@ class Server:
             self._watch_all()
         return True
 
+    async def paused(self) -> bool:
+        """Whether connections are refused to be accepted (`smtpctl show status`)."""
+        return self._paused
+
     async def stats(self) -> dict[str, int]:
         """The reference's counters: `smtp.session` is what is open now, the others what came."""
         return {"smtp.session": len(self._sessions), **self._counters}
@@ -213,7 +218,11 @@ class Server:
     ) -> None:
         connection.setblocking(False)
         listener = next((x for x in self._config.listeners if x.id == listener_id), None)
-        if listener is None or len(self._sessions) >= self._max_sessions:
+        context = self._tls_contexts.get(listener_id)
+        if listener is None or (listener.tls is TlsMode.SMTPS and context is None):
+            connection.close()  # of a configuration that is gone, or without keys
+            return
+        if len(self._sessions) >= self._max_sessions:
             self._turn_away(connection, listener)
             return
         self._full = False
@@ -227,24 +236,30 @@ class Server:
             port=server[1],
         )
         self._count("smtp.session.inet6" if connection.family == socket.AF_INET6 else "smtp.session.inet4", 1)
-        session = self._session(listener, peer, self._tls_contexts.get(listener.id))
+        session = self._session(listener, peer, context)
+        session.begin()
         self._background(self._connect(session, connection))
 
-    def _turn_away(self, connection: socket.socket, listener: Listener | None) -> None:
+    def _turn_away(self, connection: socket.socket, listener: Listener) -> None:
         if not self._full:
             self._full = True
             self._log.warn("smtp: client limit reached, turning clients away")
-        if listener is not None and listener.tls is not TlsMode.SMTPS:
+        if listener.tls is not TlsMode.SMTPS:
             with contextlib.suppress(OSError):  # it is closed anyway
                 connection.send(replies.TOO_MANY_SESSIONS.wire)
         connection.close()
 
     async def _connect(self, session: Session, connection: socket.socket) -> None:
+        smtps = session.listener.tls is TlsMode.SMTPS
         try:
-            await self._loop.connect_accepted_socket(lambda: session, connection)
-        except OSError:
-            connection.close()
-            self._forget(session)
+            await self._loop.connect_accepted_socket(
+                lambda: session,
+                connection,
+                ssl=session.tls_context if smtps else None,
+                ssl_handshake_timeout=TLS_HANDSHAKE if smtps else None,
+            )
+        except (OSError, TimeoutError) as error:
+            session.fail(handshake_failed(error))
 
     def _session(self, listener: Listener, peer: Peer, context: ssl.SSLContext | None) -> Session:
         session = Session(

@@ -53,10 +53,11 @@ class Incoming:
         """Bytes with one for each line end: the size that is logged."""
         return self.size - self._lines
 
-    def add(self, data: bytes) -> None:
-        """Take some of the body."""
+    def add(self, data: bytes, lines: int) -> None:
+        """Take some of the body, with so many line ends in it."""
         if self.failure is not None:
             return
+        self._lines += lines
         if self._header is None:
             self._keep(data)
             return
@@ -104,11 +105,12 @@ class Incoming:
         except headers.Loop:
             self.fail(replies.LOOP)
         else:
-            self._keep(header.block + self._additions(header) + rest)
+            added = header.block + self._additions(header)
+            self._lines += added.count(b"\n") - block.count(b"\n")
+            self._keep(added + rest)
 
     def _keep(self, data: bytes) -> None:
         self._parts.append(data)
         self._pending += len(data)
-        self._lines += data.count(b"\n")
         if not self.eight_bit and not data.isascii():
             self.eight_bit = True

@@ -8,11 +8,12 @@ the client does not read, and an end for who makes no progress.
 import asyncio
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
-from pillarbox.conf.model import Config, Listener, TlsMode
+from pillarbox.conf.model import Config, Listener
 from pillarbox.roles.lookup import Client
 from pillarbox.server import dispatch
+from pillarbox.server.commands import hello
 from pillarbox.server.services import Peer, Services
 from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
@@ -187,23 +188,28 @@ class Session(asyncio.Protocol):
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands: greet, unless a name or TLS comes first."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+    def begin(self) -> None:
+        """The client was accepted: the clock runs, and its name is asked for."""
         self._timer = self._loop.call_later(IDLE, self._on_timer)
         if self.hostname is not None:
             self._connected(self.hostname)
+            return
+        self._name = self.services.names.ask(self.peer.address)
+        if self._name.done():
+            self._connected(self._name.result())
         else:
-            self._name = self.services.names.ask(self.peer.address)
-            if self._name.done():
-                self._connected(self._name.result())
-            else:
-                self._name.add_done_callback(lambda name: self._connected(name.result()))
-        if self.listener.hostnames or self.listener.tls is TlsMode.SMTPS:
-            if self.listener.tls is TlsMode.SMTPS:
-                self.pause_reading()
-            self.start(dispatch.open_session(self))
+            self._name.add_done_callback(lambda name: self._connected(name.result()))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands, TLS of a smtps listener included: greet, once our name is known."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        if self._lost:  # timed out within the handshake
+            self._transport.abort()
+            return
+        if transport.get_extra_info("ssl_object") is not None:
+            hello.secured(self)
+        if self.listener.hostnames:
+            self.start(dispatch.greet(self))
         else:
             self.send(replies.banner(self.name))
             self.flush()

@@ -54,6 +54,7 @@ class Submission:
 
     def begin(self) -> None:
         """The session greets."""
+        self._session.begin()
         self._session.connection_made(_MemoryTransport(self))
 
     async def write_to_session(self, data: bytes) -> None:

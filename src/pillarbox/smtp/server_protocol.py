@@ -22,15 +22,17 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Body(msgspec.Struct, frozen=True):
-    """Some of the message, dots unstuffed."""
+    """Some of the message, dots unstuffed, and how many line ends are in it."""
 
     data: bytes
+    lines: int
 
 
 class EndOfBody(msgspec.Struct, frozen=True):
     """The message is complete, `data` the last of it; with a problem it is to be refused."""
 
     data: bytes
+    lines: int
     problem: Problem | None
     size: int  # as `DataReader.size`
 
@@ -101,10 +103,10 @@ class ServerProtocol:
         except LineTooLong:
             return self._fault(Fault.LINE_TOO_LONG)
         if piece.rest is None:
-            return Body(piece.data) if piece.data else None
+            return Body(piece.data, piece.lines) if piece.data else None
         self._data = None
         self._buffer = piece.rest
-        return EndOfBody(piece.data, reader.problem, reader.size)
+        return EndOfBody(piece.data, piece.lines, reader.problem, reader.size)
 
     def _fault(self, fault: Fault) -> Fault:
         self._dead = True

@@ -13,7 +13,7 @@ from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
 from pillarbox.smtp.data import Problem
 from pillarbox.smtp.replies import Reply
-from pillarbox.smtp.server_protocol import EndOfBody
+from pillarbox.smtp.server_protocol import Body, EndOfBody
 from pillarbox.smtp.states import State
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def proceed(session: "Session", _args: str) -> Reply:
     return replies.START_BODY
 
 
-def receive(session: "Session", data: bytes) -> Coroutine[Any, Any, None] | None:
+def receive(session: "Session", event: Body) -> Coroutine[Any, Any, None] | None:
     """Some of the message; a coroutine where the queue has to take some before more comes."""
     tx = session.tx
     assert tx is not None and tx.message is not None
-    tx.message.add(data)
+    tx.message.add(event.data, event.lines)
     return _stream(session, tx, tx.message) if tx.message.wants_streaming() else None
 
 
@@ -58,7 +58,7 @@ def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Rep
     assert tx is not None and tx.message is not None
     session.state = State.IDENTIFIED
     if event.problem is None:
-        tx.message.add(event.data)
+        tx.message.add(event.data, event.lines)
         tx.message.finish()
     elif tx.message.failure is None:
         tx.message.fail(_PROBLEMS[event.problem])

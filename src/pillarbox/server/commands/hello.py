@@ -63,8 +63,8 @@ def extensions(session: "Session") -> list[str]:
 
 
 def offers_starttls(session: "Session") -> bool:
-    """Is it a listener where TLS is started by command?"""
-    return session.listener.tls in (TlsMode.STARTTLS, TlsMode.STARTTLS_REQUIRE)
+    """Is it a listener where TLS is started by command, and are there keys?"""
+    return session.tls_context is not None and session.listener.tls in (TlsMode.STARTTLS, TlsMode.STARTTLS_REQUIRE)
 
 
 def offers_auth(session: "Session") -> bool:
@@ -93,17 +93,17 @@ def starttls(session: "Session", _args: str) -> Reply | Coroutine[Any, Any, Repl
 async def _upgrade(session: "Session") -> None:
     session.send(replies.READY_FOR_TLS)
     session.flush()
-    if await secure(session):
-        session.helo, session.state = "", State.CONNECTED  # RFC 3207 §4.2: what was said in the clear is forgotten
-
-
-async def secure(session: "Session") -> bool:
-    """Handshake; False: it failed and the session is over."""
     try:
         await session.start_tls()
     except (OSError, TimeoutError) as error:
-        session.fail(f'"io-error: handshake failed: {_reason(error)}"')
-        return False
+        session.fail(handshake_failed(error))
+        return
+    secured(session)
+    session.helo, session.state = "", State.CONNECTED  # RFC 3207 §4.2: what was said in the clear is forgotten
+
+
+def secured(session: "Session") -> None:
+    """The handshake succeeded: note and log what came of it."""
     found = session.tls_object()
     cipher, _, bits = found.cipher() or ("unknown", "", 0)
     session.tls = f"{found.version()}:{cipher}:{bits}"
@@ -115,7 +115,11 @@ async def secure(session: "Session") -> bool:
         digest = hashlib.sha256(certificate).hexdigest()
         session.event("smtp cert-check", result=f'"{result}"', fingerprint=f'"SHA256:{digest}"')
     session.services.count("smtp.smtps" if session.listener.tls is TlsMode.SMTPS else "smtp.tls", 1)
-    return True
+
+
+def handshake_failed(error: Exception) -> str:
+    """The reason of a disconnect, for the log."""
+    return f'"io-error: handshake failed: {_reason(error)}"'
 
 
 def _reason(error: Exception) -> str:
