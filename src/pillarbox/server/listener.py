@@ -190,7 +190,8 @@ class Server:
 
     def _unwatch(self) -> None:
         for _, listening in self._sockets:
-            self._loop.remove_reader(listening.fileno())
+            if listening.fileno() >= 0:  # it may have been closed by its owner, the parent
+                self._loop.remove_reader(listening.fileno())
 
     def _accept(self, listener_id: int, listening: socket.socket) -> None:
         for _ in range(ACCEPT_BATCH):
