@@ -39,7 +39,7 @@ _PAUSE_MAX = 30.0
 
 
 class Delivery:
-    """A session. `run` is its whole life; `running` are the (evpid, attempt) without an outcome."""
+    """`run` is its whole life; `running` are the (evpid, attempt) without an outcome, `serving` means greeted."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Delivery:
         now: Callable[[], float],
     ) -> None:
         self.running: dict[int, int] = {}
+        self.serving = False
         self._order = order
         self._lookup = lookup
         self._queue = queue
@@ -181,6 +182,7 @@ class Delivery:
         """Ask for tasks and send them until there are none, or the connection is of no more use."""
         link = self._link
         assert link is not None
+        self.serving = True
         await self._tell(SessionEvent(session=self._order.session, state="ready"))
         first = True
         while not link.client.failed and self._may_go_on(link.client):

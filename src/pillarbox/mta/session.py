@@ -7,6 +7,7 @@ course, `mta/link` for its connection.
 import asyncio
 from collections.abc import Callable
 
+from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mta.client_tls import ClientContexts, TlsMaterial
 from pillarbox.mta.delivery import Delivery
@@ -39,7 +40,8 @@ class OutgoingSessions:
         self._jobs = Jobs(log=log, what="smtp-out")
         self._reporter = Reporter(settle=queue.settle, jobs=self._jobs, log=log)
         self._sessions: dict[int, Delivery] = {}
-        self._none_left = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._draining = False
 
     async def run(self) -> None:
         """Hold the sessions until cancelled."""
@@ -47,6 +49,8 @@ class OutgoingSessions:
 
     async def open_session(self, order: SessionOrder) -> None:
         """See `roles.delivery.Outgoing`. An order that is repeated is one session."""
+        if self._draining:
+            raise TempFail("the server is ending")
         if order.session in self._sessions:
             return
         self._sessions[order.session] = delivery = Delivery(
@@ -73,12 +77,16 @@ class OutgoingSessions:
         return InFlight(running=running, outcomes=self._reporter.outcomes)
 
     async def drain(self) -> None:
-        """End every session after its transaction, and wait until the queue knows every outcome; set a deadline."""
+        """End every session after its transaction, and wait until the queue knows every outcome; set a deadline.
+
+        Sessions that were not greeted yet have nothing to lose and are not waited for.
+        """
+        self._draining = True
         for delivery in self._sessions.values():
             delivery.close()
-        while self._sessions:
-            self._none_left.clear()
-            await self._none_left.wait()
+        while any(delivery.serving for delivery in self._sessions.values()):
+            self._ended.clear()
+            await self._ended.wait()
         await self._reporter.drained()
 
     async def _hold(self, session: int, delivery: Delivery) -> None:
@@ -86,5 +94,4 @@ class OutgoingSessions:
             await delivery.run()
         finally:
             del self._sessions[session]
-            if not self._sessions:
-                self._none_left.set()
+            self._ended.set()

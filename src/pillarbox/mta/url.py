@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 # scheme → default port; LMTP has none, so it must be written (as the reference demands).
 _PORTS = {"smtp": 25, "smtp+tls": 25, "smtp+notls": 25, "lmtp": 0, "smtps": 465}
@@ -26,6 +27,7 @@ class RelayUrl:
         return self.scheme == "lmtp"
 
 
+@lru_cache(maxsize=1024)  # pure, and asked for every envelope
 def parse_relay_url(text: str) -> RelayUrl | None:
     """The parts of a relay URL, None where it is not one. Without a scheme it is `smtp://`."""
     scheme, separator, rest = text.partition("://")
