@@ -17,7 +17,7 @@ from pillarbox.conf.model import Config, Local
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Outcome, Result
-from pillarbox.mda.jobs import Batch, log_delivery, make_batches, outcome_of
+from pillarbox.mda.jobs import Batch, log_delivery, make_batches, outcome_of, status_text
 from pillarbox.mda.process import DeliveryProcess
 from pillarbox.mda.wire import CHUNK, LENGTH, TIME_LIMIT, Chunk, Ended, Report, Want, decode_from_child, frame
 from pillarbox.roles.delivery import InFlight, LocalDelivery
@@ -120,7 +120,15 @@ class Agent:
         session, count = self._sessions.pop(delivery.user)
         if count > 1:
             self._sessions[delivery.user] = session, count - 1
-        log_delivery(self._log, session, delivery.envelope, report, user=delivery.user, now=self._now())
+        log_delivery(
+            self._log,
+            session,
+            delivery.envelope,
+            user=delivery.user,
+            result=report.result,
+            stat=status_text(report),
+            now=self._now(),
+        )
 
     async def _report_outcomes(self) -> None:
         """Tell queue, in order, again and again until it acknowledges."""

@@ -138,7 +138,7 @@ class _Process:
                 if fd == self._output and not self._read_output():
                     poll.unregister(self._output)
                 elif fd == self._input and not self._go_on(chunks):
-                    poll.unregister(self._input)
+                    poll.unregister(fd)
                 elif fd == self._ended:
                     self._reap()
         return None

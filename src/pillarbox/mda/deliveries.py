@@ -18,7 +18,6 @@ from pillarbox.mail.envelope import Outcome, Result
 from pillarbox.mda.jobs import BATCH, BATCH_BYTES, is_batched, log_delivery, method_of
 from pillarbox.mda.lmtp import addresses_of, split_destination
 from pillarbox.mda.message import Failure
-from pillarbox.mda.wire import Report
 from pillarbox.roles.delivery import Agent, Attempt, LocalDelivery
 from pillarbox.roles.lookup import Lookup, User
 
@@ -276,9 +275,8 @@ class Deliveries:
                     esc_code=code,
                 )
             )
-            report = Report(index=0, result=result, text=reason)
             name = envelope.mda_user or envelope.dest_user
-            log_delivery(self._log, session, envelope, report, user=name, now=self._now())
+            log_delivery(self._log, session, envelope, user=name, result=result, stat=reason, now=self._now())
         self._work.put_nowait(lambda: self._report(outcomes))
 
     async def _report(self, outcomes: list[Outcome]) -> None:

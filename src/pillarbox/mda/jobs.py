@@ -160,7 +160,9 @@ def outcome_of(delivery: LocalDelivery, report: Report) -> Outcome:
     )
 
 
-def log_delivery(log: Log, session: int, envelope: Envelope, report: Report, *, user: str, now: float) -> None:
+def log_delivery(
+    log: Log, session: int, envelope: Envelope, *, user: str, result: Result, stat: str, now: float
+) -> None:
     """One line for one attempt that ended."""
     fields: dict[str, object] = {
         "evpid": f"{envelope.evpid:016x}",
@@ -169,13 +171,14 @@ def log_delivery(log: Log, session: int, envelope: Envelope, report: Report, *, 
         "rcpt": f"<{envelope.rcpt or envelope.dest}>",
         "user": user,
         "delay": format_duration(int(now) - envelope.ctime),
-        "result": _LOG_RESULT[report.result],
-        "stat": _status_text(report),
+        "result": _LOG_RESULT[result],
+        "stat": stat,
     }
     log.event(session, "mda delivery", **fields)
 
 
-def _status_text(report: Report) -> str:
+def status_text(report: Report) -> str:
+    """`stat=` of a delivery that a child has reported."""
     if report.result is Result.OK:
         return "Delivered"
     if report.result is Result.LOOP:

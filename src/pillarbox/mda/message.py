@@ -120,10 +120,9 @@ def escape_from(chunks: Iterable[bytes], *, after_empty_only: bool) -> Iterator[
         cut = len(data) if not chunk else max(2, len(data) - 5)
         out, at = b"", 2
         for found in pattern.finditer(data):
-            if found.start() >= cut:
-                break
-            out += data[at : found.start()] + b">"
-            at = found.start()
+            if 2 <= found.start() < cut:  # others were escaped before, or will be
+                out += data[at : found.start()] + b">"
+                at = found.start()
         out += data[at:cut]
         before, tail = data[cut - 2 : cut], data[cut:]
         if out:
