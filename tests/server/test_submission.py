@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pillarbox.errors import PillarboxError
+from pillarbox.errors import PermFail, TempFail
 
 from .memory import World, world
 
@@ -52,7 +52,7 @@ def test_a_user_who_goes_away_ends_the_session():
         handle = await w.server.submit("alice", 1000)
         await w.server.submit_close(handle)
         await w.until(lambda: not w.server._sessions)
-        with pytest.raises(PillarboxError):
+        with pytest.raises(PermFail):
             await w.server.submit_write(handle, b"NOOP\r\n")
 
     run(scenario)
@@ -77,7 +77,7 @@ def test_output_that_nobody_fetches_stops_the_session():
 def test_while_paused_nobody_can_submit():
     async def scenario(w: World) -> None:
         await w.server.pause(True)
-        with pytest.raises(PillarboxError):
+        with pytest.raises(TempFail):
             await w.server.submit("alice", 1000)
 
     run(scenario)

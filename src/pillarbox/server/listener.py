@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 
 from pillarbox.conf.model import Config, Listener, TlsMode
-from pillarbox.errors import PillarboxError
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
@@ -141,9 +141,9 @@ class Server:
         return {"smtp.session": len(self._sessions), **self._counters}
 
     async def submit(self, user: str, uid: int) -> int:
-        """Begin a session of a local user; `uid` is for the log. Raises PillarboxError where none can be had."""
+        """Begin a session of a local user; `uid` is for the log. Raises TempFail where none can be had."""
         if self._paused or self._draining or len(self._sessions) >= self._max_sessions:
-            raise PillarboxError("smtp is paused or full")
+            raise TempFail("smtp is paused or full")
         listener = next((x for x in self._config.listeners if x.socket), None)
         peer = Peer(
             address="local", local=True, loopback=True, hostname=self._config.hostname, username=user or str(uid)
@@ -287,7 +287,7 @@ class Server:
     def _submission(self, handle: int) -> Submission:
         found = self._submissions.get(handle)
         if found is None:
-            raise PillarboxError("no such session")
+            raise PermFail("no such session")
         return found
 
     def _count(self, name: str, change: int) -> None:
