@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import uvloop
+
 from pillarbox.conf.model import Config, SchedulerLimits
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Kind, Outcome, Result, Sealed, encode_envelope
@@ -32,6 +34,8 @@ class Discards:
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.done = 0
+        self.target = 0
+        self.reached = asyncio.Event()
         self.outcomes: list[Outcome] = []
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -50,6 +54,13 @@ class Discards:
         outcomes, self.outcomes = self.outcomes, []
         await self.queue.settle(outcomes)
         self.done += len(outcomes)
+        if self.target and self.done >= self.target:
+            self.reached.set()
+
+    async def until(self, count: int) -> None:
+        self.target = count
+        if self.done < count:
+            await self.reached.wait()
 
 
 class Silent:
@@ -122,8 +133,8 @@ async def measure(folder: Path, count: int, size: int, deliver: bool, domains: i
     await queue.start()
     started, cpu = time.perf_counter(), time.process_time()
     await feed(queue, count, size, domains, 20)
-    while deliver and discards.done < count:
-        await asyncio.sleep(0.001)
+    if deliver:
+        await discards.until(count)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     what = "commit, deliver, settle" if deliver else "commit"
     print(
@@ -133,7 +144,7 @@ async def measure(folder: Path, count: int, size: int, deliver: bool, domains: i
 
 
 async def hold(folder: Path, count: int) -> None:
-    queue, store = make(folder)
+    queue, _ = make(folder)
     await queue.start()
     await feed(queue, 1000, 4096, 1, 20)
     before = rss()
@@ -141,7 +152,7 @@ async def hold(folder: Path, count: int) -> None:
     print(f"{count} held: {rss() - before:+.1f} MB ({rss():.1f} in all)")
     await queue.close()
     started = time.perf_counter()
-    queue, store = make(folder)
+    queue, _ = make(folder)
     await queue.start()
     print(f"start with {count} held: {time.perf_counter() - started:.3f} s")
     after = shown = 0
@@ -150,15 +161,6 @@ async def hold(folder: Path, count: int) -> None:
         after, shown = rows[-1].envelope.evpid, shown + len(rows)
     print(f"show: {shown} in {time.perf_counter() - started:.1f} s, {rss():.1f} MB")
     await queue.close()
-
-
-def run(main: "object") -> None:
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
 
 
 def main() -> None:
@@ -170,10 +172,10 @@ def main() -> None:
     arguments = parser.parse_args()
     for number, (deliver, domains) in enumerate(((False, 1), (True, 1), (True, 1000))):
         folder = arguments.folder / f"queue{number}"
-        run(measure(folder, arguments.messages, arguments.size, deliver, domains))
+        uvloop.run(measure(folder, arguments.messages, arguments.size, deliver, domains))
         shutil.rmtree(folder)
     if arguments.hold:
-        run(hold(arguments.folder / "held", arguments.hold))
+        uvloop.run(hold(arguments.folder / "held", arguments.hold))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from pillarbox.queue.policy import Facts
 from pillarbox.roles.delivery import Attempt
 
 START = (-1, 0)  # before every (next_try, evpid)
+ASIDE = -1  # `attempt` of what is neither waiting nor under way: it expires, or its deliverer just died
 _LAST = 2**63 - 1  # behind every evpid
 
 
 class Flight:
-    """One envelope in memory. `attempt` 0: waiting for its turn; -1: being expired. `started`: epoch seconds."""
+    """One envelope in memory. `attempt` 0: waiting for its turn; or ASIDE. `started`: epoch seconds."""
 
     __slots__ = ("attempt", "body", "destination", "envelope", "facts", "settling", "started", "weight")
 

@@ -158,14 +158,15 @@ class Queue:
 
     async def reserve(self, count: int) -> list[int]:
         """Message ids, random but neighbours: rows that arrive together then lie together (twice the rate)."""
+        if not 0 <= count <= BLOCK:
+            raise TempFail(f"queue: {count} message ids at once")
         async with self._reserving:
             while len(self._ids) < count:
                 # 31 bits: an evpid fits SQL's signed 64. A block of which anything is in use is left alone.
                 first = secrets.randbelow(2**31 // BLOCK - 1) * BLOCK + BLOCK
                 if await self._store.unused(first, first + BLOCK - 1):
                     self._ids = list(range(first + BLOCK - 1, first - 1, -1)) + self._ids
-            taken, self._ids = self._ids[-count:], self._ids[:-count]
-        return taken[::-1]
+            return [self._ids.pop() for _ in range(count)]
 
     async def append(self, msgid: int, offset: int, chunk: bytes) -> None:
         """Add to the body of a message that is not committed yet."""
@@ -390,6 +391,10 @@ class Queue:
     async def pause(self, kind: str, paused: bool) -> bool:
         """Stop or go on scheduling a kind."""
         return self.scheduler.pause(kind, paused)
+
+    async def paused(self) -> list[str]:
+        """The kinds that are paused."""
+        return sorted(self.scheduler.paused)
 
     async def stats(self) -> dict[str, int]:
         """The reference's names for what we count. Its `ramqueue` is everything queued: ours is on disk."""

@@ -20,7 +20,7 @@ from pillarbox.conf.model import Config
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope
-from pillarbox.queue.flights import Destination, Flight
+from pillarbox.queue.flights import ASIDE, Destination, Flight
 from pillarbox.queue.policy import Facts, expiry
 from pillarbox.queue.store import Row, Store, StoredMessage
 from pillarbox.roles.delivery import Attempt, Deliverer
@@ -75,6 +75,7 @@ class Scheduler:
         self._rings: dict[str, deque[Destination]] = {kind: deque() for kind in KINDS}
         self._alarms: list[tuple[int, str]] = []  # (epoch, destination)
         self._next_scan: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._lost: deque[tuple[int, Flight]] = deque()  # (epoch, whose deliverer died)
         self._to_fetch: asyncio.Queue[Destination] = asyncio.Queue()
         self._alarm = asyncio.Event()
         self._planned = False
@@ -91,6 +92,11 @@ class Scheduler:
     def in_memory(self) -> int:
         """Envelopes in memory, waiting or under way."""
         return len(self._held)
+
+    @property
+    def is_reading(self) -> bool:
+        """Is anything planned, or being read from the store, that may lead to deliveries?"""
+        return self._planned or self._alarm.is_set() or any(d.fetching for d in self._known.values())
 
     def flight(self, evpid: int) -> Flight | None:
         """The envelope, if it is in memory."""
@@ -171,10 +177,10 @@ class Scheduler:
         for evpid, attempt in pairs:
             flight = self.under_way(evpid, attempt)
             if flight is not None and flight.settling is None:
-                self._release(flight)
-                # From the start: the row still stands where it was read. The alarm keeps a crash from being a loop.
+                self._stop(flight)
+                flight.attempt = ASIDE  # held, so that no read brings it back at once
                 again = int(self._now()) + LOST
-                flight.destination.rewind(again)
+                self._lost.append((again, flight))
                 self._ring_at(again, flight.destination.key)
 
     def forget(self, evpids: Collection[int]) -> None:
@@ -227,11 +233,14 @@ class Scheduler:
         self._weight -= flight.weight
         destination = flight.destination
         if flight.attempt > 0:
-            destination.running -= 1
-            self.running -= 1
+            self._stop(flight)
         if destination.skip is not None:
             destination.skip.add(evpid)
         destination.idle_since = self._monotonic()
+
+    def _stop(self, flight: Flight) -> None:
+        flight.destination.running -= 1
+        self.running -= 1
         self._plan()
 
     # Destinations.
@@ -397,7 +406,7 @@ class Scheduler:
             return
         flight = Flight(row.envelope, destination, Facts(row.size, row.eight_bit, row.smtputf8), row.body)
         if row.tried >= self._since and expiry(row.envelope, self.config) <= now:
-            flight.attempt = -1
+            flight.attempt = ASIDE
             self._held[evpid] = flight
             self._weight += flight.weight
             expired.append(row)
@@ -413,7 +422,7 @@ class Scheduler:
         finally:
             for row in rows:
                 flight = self._held.get(row.envelope.evpid)
-                if flight is not None and flight.attempt == -1:
+                if flight is not None and flight.attempt == ASIDE:
                     self._release(flight)
 
     # Time.
@@ -446,6 +455,10 @@ class Scheduler:
     async def _tick(self) -> None:
         await self._notice_jump()
         now = self._now()
+        while self._lost and self._lost[0][0] <= now:
+            _, flight = self._lost.popleft()
+            self._release(flight)
+            self.look_again([flight.destination.key])
         while self._alarms and self._alarms[0][0] <= now:
             _, key = heapq.heappop(self._alarms)
             destination = self._known.get(key)

@@ -169,7 +169,7 @@ class SqliteStore:
         ).fetchone()
         if row is None:
             raise TempFail(f"queue: there is no message {msgid:08x}")
-        return self._bodies.read(msgid, offset, count) if row[0] else bytes(row[1])
+        return self._bodies.read(msgid, offset, count) if row[0] else row[1] or b""
 
     # Attempts that ended.
 
