@@ -110,8 +110,13 @@ def test_folded_bcc_and_remains_of_a_mailbox_are_dropped() -> None:
         send(server, "-t", "three@x", stdin=text)
         session, message = sent(server)
         assert [line for line in message if not line.startswith("Date:")] == [
-            "From: q@r", "Subject: s", " t", "", "From here", "Bcc: no",
-        ]  # fmt: skip
+            "From: q@r",
+            "Subject: s",
+            " t",
+            "",
+            "From here",
+            "Bcc: no",
+        ]
         assert session.commands[2:5] == [f"RCPT TO:<{who}@x>" for who in ("three", "one", "two")]
 
 
@@ -256,13 +261,18 @@ def test_a_large_message_costs_little_memory() -> None:
     text = b"Subject: big\n\n" + line * (size // len(line))
     program = (
         "import sys; from pillarbox.cli import sendmail; status = sendmail.run(sys.argv[1:]);"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))); sys.exit(status)"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')));"
+        "sys.exit(status)"
     )
     with serving() as server:
         done = subprocess.run(
-            [sys.executable, "-c", program, "a@b"], input=text, capture_output=True, timeout=120, check=False,
+            [sys.executable, "-c", program, "a@b"],
+            input=text,
+            capture_output=True,
+            timeout=120,
+            check=False,
             env={**os.environ, "PILLARBOX_STATE": str(server.state)},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         ((_, body),) = server.messages
         assert body.endswith(line.replace(b"\n", b"\r\n"))

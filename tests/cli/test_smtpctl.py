@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ from tests.control.memory import envelope, serving, state_directory
 
 CORPUS = json.loads((Path(__file__).parents[1] / "corpus/ctl/commands.json").read_text())
 # Those that neither need a certain queue nor a certain history.
-ALIKE = [c for c in CORPUS if c["id"].startswith(("usage-", "trace-", "untrace-", "profile", "unprofile", "log-", "show-hosts-e", "show-r", "unsupported")) and c["id"] not in ("show-relays", "show-routes")]  # fmt: skip
+PREFIXES = ("usage-", "trace-", "untrace-", "profile", "unprofile", "log-", "show-hosts-e", "show-r", "unsupported")
+ALIKE = [c for c in CORPUS if c["id"].startswith(PREFIXES) and c["id"] not in ("show-relays", "show-routes")]
 SEEN = envelope(0x1234567800000001)
 
 
@@ -73,33 +75,74 @@ def test_the_state_directory_may_be_named_before_the_command() -> None:
 
 def test_show_queue_and_mailq() -> None:
     with serving() as server:
-        bob = envelope(0x1234567800000002, sender="", rcpt="bob@example.org", dest="b@example.org", sockaddr="::1", flags=Flag.AUTHENTICATED | Flag.BOUNCE)  # fmt: skip
+        bob = envelope(
+            0x1234567800000002,
+            sender="",
+            rcpt="bob@example.org",
+            dest="b@example.org",
+            sockaddr="::1",
+            flags=Flag.AUTHENTICATED | Flag.BOUNCE,
+        )
         server.queue.add(SEEN, next_try=int(time.time()) + 100_000)
         server.queue.add(bob, suspended=True, state="inflight", next_try=0)
         far = envelope(0x1234567900000001, kind=Kind.MTA, sockaddr="local", errorline="451 a\\b\x1b[2J\u00e9", retry=3)
         server.queue.add(far)
         status, out, errors = ctl(server, "show", "queue")
         assert (status, errors) == (0, [])
-        assert [line.split("|")[:12] for line in out] == [
-            ["1234567800000001", "inet4", "mda", "", "alice@client.example.net", "alice@example.org", "alice@example.org", "1700000000", "1700345600", "0", "0", "pending"],
-            ["1234567800000002", "inet6", "mda", "bounce,auth,suspend", "@", "bob@example.org", "b@example.org", "1700000000", "1700345600", "0", "0", "inflight"],
-            ["1234567900000001", "local", "mta", "", "alice@client.example.net", "alice@example.org", "alice@example.org", "1700000000", "1700345600", "0", "3", "pending"],
-        ]  # fmt: skip
+        alice = "alice@client.example.net|alice@example.org|alice@example.org|1700000000|1700345600"
+        assert [line.rsplit("|", 2)[0] for line in out] == [
+            f"1234567800000001|inet4|mda||{alice}|0|0|pending",
+            "1234567800000002|inet6|mda|bounce,auth,suspend|@|bob@example.org|b@example.org"
+            "|1700000000|1700345600|0|0|inflight",
+            f"1234567900000001|local|mta||{alice}|0|3|pending",
+        ]
         assert 99_000 < int(out[0].split("|")[12]) <= 100_000
         assert out[2].split("|")[13] == r"451 a\\b\^[[2J\M-C\M-)"
         assert lines(run(["mailq", "-v"], state=server.state).stdout)[0][:16] == out[0][:16]
-        assert ctl(server, "show", "queue", "12345679")[1] == out[2:]
+        assert [line[:16] for line in ctl(server, "show", "queue", "12345679")[1]] == ["1234567900000001"]
 
 
 def test_show_envelope() -> None:
     with serving() as server:
-        server.queue.add(envelope(5 << 32 | 1, kind=Kind.MTA, dispatcher="out", sender="", errorline="451 4.7.1 later", mda_user="", dsn_ret="HDRS", dsn_envid="e1", esc_class=4, retry=1, flags=Flag.AUTHENTICATED | Flag.INTERNAL))  # fmt: skip
+        server.queue.add(
+            envelope(
+                5 << 32 | 1,
+                kind=Kind.MTA,
+                dispatcher="out",
+                sender="",
+                errorline="451 4.7.1 later",
+                mda_user="",
+                dsn_ret="HDRS",
+                dsn_envid="e1",
+                esc_class=4,
+                retry=1,
+                flags=Flag.AUTHENTICATED | Flag.INTERNAL,
+            )
+        )
         assert ctl(server, "show", "envelope", f"{5 << 32 | 1:016x}")[1] == [
-            "version: 3", "dispatcher: out", "type: mta", "smtpname: mail.example.org", "helo: client.example.net",
-            "hostname: localhost", "errorline: 451 4.7.1 later", "sockaddr: 127.0.0.1", "sender: @", "rcpt: alice@example.org",
-            "dest: alice@example.org", "ctime: 1700000000", "last-try: 0", "last-bounce: 0", "ttl: 0", "retry: 1",
-            "flags: authenticated internal", "dsn-notify: 0", "dsn-ret: HDRS", "dsn-envid: e1", "esc-class: 4", "esc-code: 0",
-        ]  # fmt: skip
+            "version: 3",
+            "dispatcher: out",
+            "type: mta",
+            "smtpname: mail.example.org",
+            "helo: client.example.net",
+            "hostname: localhost",
+            "errorline: 451 4.7.1 later",
+            "sockaddr: 127.0.0.1",
+            "sender: @",
+            "rcpt: alice@example.org",
+            "dest: alice@example.org",
+            "ctime: 1700000000",
+            "last-try: 0",
+            "last-bounce: 0",
+            "ttl: 0",
+            "retry: 1",
+            "flags: authenticated internal",
+            "dsn-notify: 0",
+            "dsn-ret: HDRS",
+            "dsn-envid: e1",
+            "esc-class: 4",
+            "esc-code: 0",
+        ]
 
 
 def test_what_is_not_there_is_said_as_by_the_reference() -> None:
@@ -167,14 +210,25 @@ def test_show_stats_adds_up_the_dispatchers_and_is_sorted() -> None:
         for dispatcher in server.dispatchers:
             dispatcher.numbers = {"smtp.session": 2, "smtp.session.inet4": 5}
         out = ctl(server, "show", "stats")[1]
-        assert out[:-2] == ["control.session=1", "mta.session=1", "scheduler.envelope=3", "smtp.session=4", "smtp.session.inet4=10"]  # fmt: skip
+        assert out[:-2] == [
+            "control.session=1",
+            "mta.session=1",
+            "scheduler.envelope=3",
+            "smtp.session=4",
+            "smtp.session.inet4=10",
+        ]
         assert [line.partition("=")[0] for line in out[-2:]] == ["uptime", "uptime.human"]
 
 
 def test_monitor_prints_a_line_a_second_at_once() -> None:
     recorded = next(case for case in CORPUS if case["id"] == "monitor-on-a-terminal")["stdout"]
     with serving() as server:
-        server.queue.numbers = {"scheduler.envelope": 1, "scheduler.envelope.removed": 1, "scheduler.delivery.ok": 3, "scheduler.delivery.tempfail": 1}  # fmt: skip
+        server.queue.numbers = {
+            "scheduler.envelope": 1,
+            "scheduler.envelope.removed": 1,
+            "scheduler.delivery.ok": 3,
+            "scheduler.delivery.tempfail": 1,
+        }
         server.dispatchers[0].numbers = {"smtp.session.inet4": 3}
         with pytest.raises(subprocess.TimeoutExpired) as stopped:
             run(["smtpctl", "monitor"], state=server.state, timeout=1.5)
@@ -210,7 +264,8 @@ def test_without_a_server_the_store_is_shown() -> None:
         db = schema.connect(str(state / "queue/queue.db"), writer=True)
         schema.prepare(db, "queue.db")
         for e in (SEEN, envelope(0x1234567900000001, errorline="no")):
-            db.execute("INSERT INTO envelope (evpid, destination, next_try, data) VALUES (?, 'x', 0, ?)", (e.evpid, encode_envelope(e)))  # fmt: skip
+            insert = "INSERT INTO envelope (evpid, destination, next_try, data) VALUES (?, 'x', 0, ?)"
+            db.execute(insert, (e.evpid, encode_envelope(e)))
         db.execute("INSERT INTO message VALUES (?, 9, 0, 0, ?)", (0x12345678, b"a\r\nb\r\n"))
         db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL)", (0x12345679,))
         db.close()
@@ -243,9 +298,13 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     with serving() as server:
         server.queue.add(*(envelope(1 << 32 | n) for n in range(1, 5000)))
         done = subprocess.run(
-            f"{os.sys.executable} -m pillarbox.cli.smtpctl show queue | head -n 1",  # type: ignore[attr-defined]
-            shell=True, capture_output=True, timeout=60, check=False, env={**os.environ, "PILLARBOX_STATE": str(server.state)},
-        )  # fmt: skip
+            f"{sys.executable} -m pillarbox.cli.smtpctl show queue | head -n 1",
+            shell=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PILLARBOX_STATE": str(server.state)},
+        )
         assert (len(lines(done.stdout)), done.stderr) == (1, b"")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 
 from pillarbox import places
 from pillarbox.control.commands import Commands
@@ -260,7 +261,7 @@ class Server:
         self.output = io.StringIO()
         self.log = Log(self.output)
         self._owner, self._limits = owner, limits
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
     @property

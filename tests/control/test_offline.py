@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from pillarbox.control.offline import (
     ACCEPTED,
@@ -207,7 +208,8 @@ def submit_for_real(state: Path, text: str, *, uid: int | None = None) -> tuple[
     place.leave("1.abc", text, uid=uid)
     child = SendmailChild(state=str(state), as_root=os.geteuid() == 0)
     mail = OfflineMail(directory=str(place.directory), submit=child, log=place.log, now=time.time, uid=os.getuid())
-    return place, asyncio.run(mail.sweep())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return place, runner.run(mail.sweep())
 
 
 def test_the_child_is_sendmail_and_submits_over_the_socket() -> None:

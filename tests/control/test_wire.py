@@ -53,7 +53,7 @@ def test_nested_arrays_are_refused_and_not_followed() -> None:
 NESTED = st.recursive(st.integers(-(2**63), 2**64 - 1) | st.text(), st.lists).map(msgspec.msgpack.encode)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200) | NESTED)
 def test_any_bytes_are_a_request_or_refused(data: bytes) -> None:
     try:
