@@ -39,6 +39,16 @@ def test_a_user_without_a_server_of_their_own_means_the_machines(
     assert places.client_state(None, environ=environ, uid=7) == str(own)
 
 
+def test_a_socket_with_a_long_path_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / ("x" * 120)
+    state.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(state)
+        listener.bind("smtpd.sock")
+        listener.listen()
+        places.connect(places.control_socket(str(state)), 5).close()
+
+
 def test_the_host_name_comes_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mailname, hosts = tmp_path / "mailname", tmp_path / "hosts"
     monkeypatch.setattr(socket, "gethostname", lambda: "mx")

@@ -14,6 +14,8 @@ SYSTEM_CONFIGS = ("/etc/mail/smtpd.conf", "/etc/smtpd.conf")
 MAILNAME = "/etc/mail/mailname"
 HOSTS = "/etc/hosts"
 
+_SUN_PATH = 107  # unix(7): 108 bytes with the closing NUL; a longer path is reached through its directory
+
 
 def config_file(given: str | None, *, environ: Mapping[str, str], uid: int) -> str:
     """The configuration: `-f`, else the system's (root) or the user's own. It need not exist."""
@@ -59,11 +61,18 @@ def connect(path: str, timeout: float) -> socket.socket:
     """A connected stream socket; `timeout` in seconds goes on to bound each wait on it. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
+    directory = -1
     try:
+        if len(os.fsencode(path)) > _SUN_PATH:
+            directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+            path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
         connection.connect(path)
     except OSError:
         connection.close()
         raise
+    finally:
+        if directory >= 0:
+            os.close(directory)
     return connection
 
 

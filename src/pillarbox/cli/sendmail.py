@@ -159,7 +159,8 @@ class Sendmail:
             listed = message.addresses("to", "cc", "bcc") if self._options.from_header else []
         except BadAddress as error:
             raise Stop(ERROR, str(error)) from error
-        recipients = [r for argument in (*self._options.recipients, *listed) for r in argument.split(",") if r]
+        given = [r for argument in self._options.recipients for r in argument.split(",") if r]
+        recipients = given + listed
         if not recipients:
             raise Stop(SOFTWARE, "no recipients")
         if self._options.sender is not None:
