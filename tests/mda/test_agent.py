@@ -266,6 +266,17 @@ def test_one_slow_command_does_not_hold_up_others():
     in_world(body, a=MAILDIR)
 
 
+def test_order_that_is_repeated_is_done_once():
+    async def body(world: World) -> None:
+        order = world.order(1, "a")
+        await world.agent.deliver([order, order])
+        await world.agent.deliver([order])
+        await world.outcomes(1)
+        assert len(read_tree(world.home)) == 1
+
+    in_world(body, a=MAILDIR)
+
+
 def test_too_many_orders_are_refused_whole():
     async def body(world: World) -> None:
         await world.agent.deliver([world.order(n, "a", mda_exec="sleep 5") for n in range(1, 103)])

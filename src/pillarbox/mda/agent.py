@@ -67,6 +67,9 @@ class Agent:
             raise TempFail("mda: too many deliveries are running")
         known: list[tuple[LocalDelivery, Local]] = []
         for delivery in deliveries:
+            key = delivery.envelope.evpid, delivery.attempt
+            if key in self._running or key in self._outcomes:
+                continue  # ordered before, by a queue that has forgotten it; there is one outcome for both
             self._note(delivery)
             action = self._config.actions.get(delivery.envelope.dispatcher)
             if isinstance(action, Local):

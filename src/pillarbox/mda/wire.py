@@ -13,7 +13,7 @@ import msgspec
 from pillarbox.mail.envelope import Result
 
 LENGTH = struct.Struct("!I")
-CHUNK = 128 * 1024  # bytes of a large body that are asked for at a time
+CHUNK = 32 * 1024  # bytes of a large body that are asked for at a time: a child with twice as much needs 0.4 MB more
 TIME_LIMIT = 300  # seconds for one message, as the reference
 
 
