@@ -10,7 +10,7 @@ import pytest
 
 from pillarbox.conf.model import Config
 from pillarbox.daemon import system
-from pillarbox.errors import TempFail
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
@@ -43,28 +43,35 @@ def test_absent_forward_is_none(tmp_path: Path) -> None:
 def test_forward_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / ".forward").write_text("evil")
     (tmp_path / ".forward").chmod(mode)
-    with pytest.raises(TempFail, match="writable by others"):
+    with pytest.raises(PermFail, match="writable by others"):
         read(tmp_path, os.geteuid())
 
 
 def test_links_and_directories_and_fifos_are_refused(tmp_path: Path) -> None:
     forward = tmp_path / ".forward"
     forward.symlink_to("/etc/passwd")
-    with pytest.raises(TempFail):
+    with pytest.raises(PermFail, match="symbolic link"):
         read(tmp_path, os.geteuid())
     forward.unlink()
     forward.mkdir()
-    with pytest.raises(TempFail, match="regular"):
+    with pytest.raises(PermFail, match="regular"):
         read(tmp_path, os.geteuid())
     forward.rmdir()
     os.mkfifo(forward)
-    with pytest.raises(TempFail, match="regular"):
+    with pytest.raises(PermFail, match="regular"):
         read(tmp_path, os.geteuid())
 
 
 def test_huge_forward_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".forward").write_bytes(b"x" * 70000)
-    with pytest.raises(TempFail, match="64 KB"):
+    with pytest.raises(PermFail, match="64 KB"):
+        read(tmp_path, os.geteuid())
+
+
+def test_forward_in_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_text("evil")
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermFail, match="writable by others"):
         read(tmp_path, os.geteuid())
 
 
@@ -79,6 +86,7 @@ def test_forward_is_opened_as_its_owner(tmp_path: Path) -> None:
     with pytest.raises(TempFail, match="Permission denied"):
         read(tmp_path, 65534, as_root=True)
     os.chown(forward, 65534, 65534)
+    os.chown(tmp_path, 65534, 65534)
     assert read(tmp_path, 65534, as_root=True) == b"root's own"
 
 

@@ -223,6 +223,7 @@ class _Dispatcher(_Role):
             local_addresses=frozenset(boot.local_addresses),
         )
         self._paused = "smtp" in boot.paused
+        self._sockets: list[tuple[int, socket.socket]] = []
         self._outgoing = OutgoingSessions(
             lookup=lookup,
             queue=queue,
@@ -234,12 +235,15 @@ class _Dispatcher(_Role):
         self.services |= {"incoming": self._server, "outgoing": self._outgoing}
 
     def add_socket(self, listener: int, listening: socket.socket) -> None:
-        self._server.add_socket(listener, listening)
+        self._sockets.append((listener, listening))
 
     async def start(self) -> None:
         self.run("outgoing", self._outgoing.run())
         if self._paused:
             await self._server.pause(True)
+        # Accepted only now that there is somebody to ask; until then clients wait in the backlog.
+        for listener, listening in self._sockets:
+            self._server.add_socket(listener, listening)
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())

@@ -6,6 +6,7 @@ that a home on a dead file server or a hanging name service delays one lookup an
 
 import asyncio
 import ctypes
+import errno
 import hmac
 import os
 import pwd
@@ -17,14 +18,14 @@ from collections.abc import Awaitable, Callable
 from pillarbox.conf.model import Config, TableKind
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
-from pillarbox.errors import TempFail
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 
 DEADLINE = 20.0  # seconds for one question
 _FORWARD_MAX = 64 * 1024
 _MAX_CHILDREN = 32
 
-_FOUND, _ABSENT, _REFUSED = b"+", b"-", b"!"
+_FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
 
 
 class ParentSystem:
@@ -64,7 +65,10 @@ class ParentSystem:
             except OSError:
                 pass
             answer = await self._in_child(read, f".forward of {user}")
-        if answer[:1] == _REFUSED:
+        if answer[:1] == _INSECURE:
+            self._log.warn(f"smtpd: {os.path.join(home, '.forward')}: insecure file: {answer[1:].decode()}")
+            raise PermFail(f".forward of {user}: {answer[1:].decode()}")
+        if answer[:1] == _UNREADABLE:
             raise TempFail(f".forward of {user}: {answer[1:].decode(errors='replace')}")
         return answer[1:] if answer[:1] == _FOUND else None
 
@@ -167,26 +171,31 @@ def _become(user: str, uid: int, gid: int) -> None:
 
 
 def _read_forward(home: str, uid: int) -> bytes:
-    """`+content`, `-` where there is none, `!reason` where it may not be used."""
+    """`+content`; `-`: there is none; `?reason`: it cannot be told now; `!reason`: it may not be used."""
     try:
         fd = os.open(os.path.join(home, ".forward"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return _ABSENT
     except OSError as error:
-        return _REFUSED + str(error.strerror).encode()
+        if error.errno == errno.ELOOP:
+            return _INSECURE + b"a symbolic link"
+        return _UNREADABLE + str(error.strerror).encode()
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            return _REFUSED + b"not a regular file"
+            return _INSECURE + b"not a regular file"
         if found.st_uid not in (uid, 0):
-            return _REFUSED + b"owned by somebody else"
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return _REFUSED + b"writable by others"
+            return _INSECURE + b"owned by somebody else"
+        above = os.stat(home)
+        if (found.st_mode | above.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+            return _INSECURE + b"it or its directory is writable by others"
+        if above.st_uid not in (uid, 0):
+            return _INSECURE + b"in a directory of somebody else"
         content = b""
         while len(content) <= _FORWARD_MAX and (part := os.read(fd, 65536)):
             content += part
         if len(content) > _FORWARD_MAX:
-            return _REFUSED + b"larger than 64 KB"
+            return _INSECURE + b"larger than 64 KB"
         return _FOUND + content
     finally:
         os.close(fd)
