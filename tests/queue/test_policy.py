@@ -88,9 +88,7 @@ def test_a_failure_is_told_whatever_notify_says(notify: Notify) -> None:
 
 
 def test_notify_never_and_the_null_sender_get_no_bounce() -> None:
-    never = policy.settle(
-        make_envelope(1, dsn_notify=Notify.NEVER), FACTS, outcome(Result.PERMFAIL), make_config(), T0
-    )
+    never = policy.settle(make_envelope(1, dsn_notify=Notify.NEVER), FACTS, outcome(Result.PERMFAIL), make_config(), T0)
     null = policy.settle(make_envelope(1, sender=""), FACTS, outcome(Result.PERMFAIL), make_config(), T0)
     assert (never.change.bounce, never.no_return_path) == (None, False)
     assert (null.change.bounce, null.no_return_path) == (None, True)

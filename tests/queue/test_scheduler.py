@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pillarbox.conf.model import QueueOptions, SchedulerLimits
-from pillarbox.mail.envelope import Result
+from pillarbox.mail.envelope import Kind, Result
 from pillarbox.queue import scheduler
 from pillarbox.roles.queue import INLINE_BODY
 from tests.queue.rig import DAY, T0, Rig, calm, make_config, rig, run, until
@@ -93,6 +93,17 @@ def test_no_more_run_than_allowed(tmp_path: Path) -> None:
                 delivered += len(batch)
                 await r.settle(batch, Result.OK)
             assert await r.store.counts() == (0, 0)
+
+    run(main)
+
+
+def test_relaying_leaves_room_for_local_mail(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, config=make_config(scheduler=SchedulerLimits(max_inflight=20))) as r:
+            await backlog(r, 30, "hangs.example")
+            await until(lambda: len(r.mta.attempts) == 16)
+            await r.send("alice@example.org", kind=Kind.MDA, mda_user="alice")
+            await r.attempts(1, of=r.mda)
 
     run(main)
 

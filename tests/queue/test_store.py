@@ -45,7 +45,9 @@ def on_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Test],
     return on
 
 
-def message(msgid: int, *envelopes: Envelope, body: bytes = b"body\r\n", due: int = T0, **fields: object) -> StoredMessage:
+def message(
+    msgid: int, *envelopes: Envelope, body: bytes = b"body\r\n", due: int = T0, **fields: object
+) -> StoredMessage:
     stored = tuple(StoredEnvelope(e.evpid, destination_of(e), due, encode_envelope(e)) for e in envelopes)
     return StoredMessage(msgid=msgid, size=len(body), body=body, envelopes=stored, **fields)  # type: ignore[arg-type]
 

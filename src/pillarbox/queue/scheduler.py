@@ -63,6 +63,7 @@ class Scheduler:
         self.deliverers: dict[str, Deliverer] = {}
         self.paused = set(paused)
         self.running = 0
+        self._running_of = dict.fromkeys(KINDS, 0)
         self.started = False
         self._store = store
         self._log = log
@@ -79,6 +80,7 @@ class Scheduler:
         self._to_fetch: asyncio.Queue[Destination] = asyncio.Queue()
         self._alarm = asyncio.Event()
         self._planned = False
+        self._ticking = False
         # Unique across restarts, so that a late report of an earlier life is never taken for one of this.
         self._next_attempt = secrets.randbits(61)
         self._offset = now() - monotonic()
@@ -94,9 +96,11 @@ class Scheduler:
         return len(self._held)
 
     @property
-    def is_reading(self) -> bool:
-        """Is anything planned, or being read from the store, that may lead to deliveries?"""
-        return self._planned or self._alarm.is_set() or any(d.fetching for d in self._known.values())
+    def is_busy(self) -> bool:
+        """Is anything planned, or asked of the store, that may lead to deliveries without time passing?"""
+        if self._planned or self._ticking or self._alarm.is_set():
+            return True
+        return any(d.fetching or d.resting for d in self._known.values())
 
     def flight(self, evpid: int) -> Flight | None:
         """The envelope, if it is in memory."""
@@ -161,7 +165,7 @@ class Scheduler:
         facts = Facts(row.size, row.eight_bit, row.smtputf8)
         flight = Flight(row.envelope, destination, facts, b"")
         flight.start(attempt, int(self._now()))
-        self.running += 1
+        self._count(destination.kind, 1)
         self._held[row.envelope.evpid] = flight
 
     def ended(self, flight: Flight, again: int | None) -> None:
@@ -240,8 +244,12 @@ class Scheduler:
 
     def _stop(self, flight: Flight) -> None:
         flight.destination.running -= 1
-        self.running -= 1
+        self._count(flight.destination.kind, -1)
         self._plan()
+
+    def _count(self, kind: str, more: int) -> None:
+        self.running += more
+        self._running_of[kind] += more
 
     # Destinations.
 
@@ -291,8 +299,8 @@ class Scheduler:
                 ring = self._rings[kind]
                 if not ring or kind in self.paused or kind not in self.deliverers:
                     continue
-                if self.running >= self.config.scheduler.max_inflight:
-                    return  # the next outcome goes on
+                if self._free(kind) <= 0:
+                    continue  # the next outcome goes on
                 if turns >= TURNS:
                     self._plan()
                     return
@@ -300,10 +308,14 @@ class Scheduler:
                 moved = True
                 self._turn(ring.popleft(), self.deliverers[kind])
 
+    def _free(self, kind: str) -> int:
+        """How many more may be started. A fifth is kept for the other kind: hosts that hang do not stop local mail."""
+        most = self.config.scheduler.max_inflight
+        return min(most - self.running, most - most // 5 - self._running_of[kind])
+
     def _turn(self, destination: Destination, deliverer: Deliverer) -> None:
         destination.listed = False
-        free = self.config.scheduler.max_inflight - self.running
-        room = min(deliverer.room(destination.key), free)
+        room = min(deliverer.room(destination.key), self._free(destination.kind))
         if room <= 0:
             self._park(destination)
             return
@@ -336,7 +348,7 @@ class Scheduler:
                 break
             self._next_attempt += 1
             attempts.append(waiting.popleft().start(self._next_attempt, now))
-        self.running += len(attempts)
+        self._count(destination.kind, len(attempts))
         return attempts
 
     # Reading.
@@ -434,10 +446,12 @@ class Scheduler:
     async def _watch_clock(self) -> None:
         while True:
             self._alarm.clear()
+            self._ticking = True
             try:
                 await self._tick()
             except TempFail as error:
                 self._log.warn(f"scheduler: {error}")
+            self._ticking = False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._until_next()):
                     await self._alarm.wait()

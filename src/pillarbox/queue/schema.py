@@ -72,12 +72,14 @@ def connect(path: str, *, writer: bool) -> sqlite3.Connection:
     """A connection as we use them: no implicit transactions, usable from the thread that it is given to."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
     if writer:
-        # Both only take effect in a database without tables.
-        db.execute("PRAGMA page_size = 4096")
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version <= VERSION:
-            db.execute("PRAGMA journal_mode = WAL")
+        if version > VERSION:
+            return db  # to be refused, and left as it is
+        if version == 0:
+            # Both only take effect in a database without tables.
+            db.execute("PRAGMA page_size = 4096")
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("PRAGMA journal_size_limit = 67108864")

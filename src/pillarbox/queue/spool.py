@@ -1,5 +1,6 @@
 """The queue's folder: made with safe modes, held by one process, watched for free space."""
 
+import contextlib
 import fcntl
 import os
 import time
@@ -28,6 +29,8 @@ class Spool:
         self._lock = _lock(folder / "lock", wait)
         for number in range(256):
             (self.bodies / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+        for made in (self.bodies, folder, folder.parent):
+            _sync_folder(made)
         # SQLite gives its -wal and -shm files the mode of the database.
         os.close(os.open(self.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
@@ -59,6 +62,16 @@ class Spool:
     def close(self) -> None:
         """Let the next instance in."""
         os.close(self._lock)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Above our own folder we may not be allowed to; whoever made it there has to.
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(path: Path, wait: float) -> int:

@@ -173,7 +173,7 @@ class Writer:
                 if not db.in_transaction:  # SQLite gave the whole transaction up
                     raise job.error or TempFail("queue: the transaction was given up")
             db.execute("COMMIT")
-        except (sqlite3.Error, PillarboxError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may be left waiting for an answer
             return self._give_up(group, error)
         self._unsaved += sum(job.weight for job in group) + len(group) * JOB_OVERHEAD
         return None
@@ -219,14 +219,15 @@ class Writer:
             (pages,) = db.execute("PRAGMA page_count").fetchone()
             if free > VACUUM_ABOVE and free > pages // 2:
                 db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+                self._unsaved = VACUUM_PAGES  # so that an idle thread goes on with it
         except sqlite3.Error as error:
             return error if _is_fatal(error) else None
         return None
 
 
 def _is_fatal(error: BaseException) -> bool:
-    """Did the disk fail, or is the database damaged? Then nothing that we believe is stored can be relied on."""
+    """Did the disk fail, is the database damaged, or is it a mistake of ours? Then what we believe may be wrong."""
     if not isinstance(error, sqlite3.Error):
-        return False
+        return not isinstance(error, (PillarboxError, OverflowError, UnicodeError))
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     return code not in _HARMLESS and code not in _REQUEST
