@@ -10,10 +10,10 @@ from pillarbox.roles.delivery import SessionOrder
 _CONTEXTS_MAX = 64
 _NAME_MISMATCH = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, …_IP_ADDRESS_MISMATCH
 _VERSIONS = {
-    "tlsv1.0": ssl.OP_NO_TLSv1,
-    "tlsv1.1": ssl.OP_NO_TLSv1_1,
-    "tlsv1.2": ssl.OP_NO_TLSv1_2,
-    "tlsv1.3": ssl.OP_NO_TLSv1_3,
+    "tlsv1.0": (ssl.TLSVersion.TLSv1, ssl.OP_NO_TLSv1),
+    "tlsv1.1": (ssl.TLSVersion.TLSv1_1, ssl.OP_NO_TLSv1_1),
+    "tlsv1.2": (ssl.TLSVersion.TLSv1_2, ssl.OP_NO_TLSv1_2),
+    "tlsv1.3": (ssl.TLSVersion.TLSv1_3, ssl.OP_NO_TLSv1_3),
 }
 _GROUPS = {
     "all": tuple(_VERSIONS),
@@ -90,11 +90,14 @@ def _restrict(context: ssl.SSLContext, protocols: str) -> None:
             allowed |= set(versions)
     if not allowed:
         raise ValueError(f'no TLS protocol left of "{protocols}"')
-    if allowed & {"tlsv1.0", "tlsv1.1"}:
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    for version, option in _VERSIONS.items():
-        if version not in allowed:
-            context.options |= option
+    names = list(_VERSIONS)
+    chosen = [name in allowed for name in names]
+    lowest, highest = chosen.index(True), len(names) - 1 - chosen[::-1].index(True)
+    context.minimum_version = _VERSIONS[names[lowest]][0]
+    context.maximum_version = _VERSIONS[names[highest]][0]
+    for name in names[lowest:highest]:
+        if name not in allowed:
+            context.options |= _VERSIONS[name][1]
 
 
 def failure_text(error: BaseException, host: str) -> str:

@@ -314,9 +314,12 @@ class Connecting:
             relay.failed = (Result.TEMPFAIL, event.error)
             if event.blame == "credentials":
                 self._log.warn(f"Failed to retrieve secret for {relay.plan}")
-        elif event.network and route.new:
+        elif event.network and (route.new or not route.connections):
+            # A route that worked is no exception once nothing is left on it: else we would knock without end.
             self._disable(route, now)
-        elif not session.ready and not event.network:
+        elif event.network:
+            connector.not_before = now + LIMIT_CHECK  # others still get through: perhaps we are too many
+        elif not session.ready:
             connector.not_before = now + _NO_DISPATCHER
         self.connect(relay, connector)
         if connector.fault is not None and "connector" in relay.waits:  # see at once whether another source will do

@@ -76,9 +76,11 @@ class Delivery:
 
     async def run(self) -> None:
         """Hold the session. What it could not say to the queue is repeated until it is heard."""
-        event = SessionEvent(session=self._order.session, state="failed")
         try:
             event = await self._hold()
+        except Exception as error:  # noqa: BLE001 - whatever happened, the queue must not wait for this session
+            self._log.exception(f"smtp-out: session {self._id}: unexpected error", error)
+            event = self._closed() if self.serving else self._failed("Internal error", blame="relay")
         finally:
             if self._link is not None:
                 self._link.close()
