@@ -26,7 +26,7 @@ def build_action(draft: Draft, node: Node) -> None:
             changes = _OPTIONS[str(part.data)](draft, action, part)
             action = msgspec.structs.replace(action, **changes)
     if draft.failed:
-        draft.failed_actions.setdefault(name, draft.line)
+        draft.report.broken("action", name, draft.line)
     else:
         draft.actions[name] = action
 

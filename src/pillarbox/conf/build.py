@@ -24,7 +24,7 @@ from pillarbox.conf.lexer import Lexer
 from pillarbox.conf.listeners import PORT_MAX, build_listen_on, build_listen_socket
 from pillarbox.conf.model import Config, Listener, MtaLimits, Pki, Resolver
 from pillarbox.conf.parser import Parser, Statement
-from pillarbox.conf.report import Report
+from pillarbox.conf.report import Report, TooManyProblems
 from pillarbox.conf.rules import build_match
 from pillarbox.conf.values import is_host_name, is_printable, limit, parse_delay, parse_size
 from pillarbox.errors import ConfigError, Problem
@@ -52,12 +52,13 @@ def load_config(
         raise ConfigError([Problem(f"cannot read {file}: {error.strerror or error}")]) from None
     lexer = Lexer(name=file, text=text, macros=macros)
     draft = Draft(lexer=lexer, read=read, hostname=hostname, checker=checker, report=report)
-    attempted = False
-    for statement in Parser(lexer=lexer, report=report).statements():
-        attempted |= statement.tree.data == "match"
-        _build(draft, statement)
-    _check_pki(draft)
-    if not draft.rules and not (attempted and report.problems):
+    try:
+        for statement in Parser(lexer=lexer, report=report).statements():
+            _build(draft, statement)
+        _check_pki(draft)
+    except TooManyProblems:
+        raise ConfigError(report.all()) from None
+    if not draft.rules and not report.problems:
         report.problems.append(Problem("no rules, nothing to do: without a match no mail is accepted", file))
     if report.problems:
         raise ConfigError(report.all())
@@ -183,7 +184,7 @@ def _resolver(draft: Draft, node: Node) -> None:
         address = str(ipaddress.ip_address(word(node)))
     except ValueError:
         raise Wrong(token(node), f"not an IP address: {word(node)}") from None
-    port = int(word(node, 1)) if len(node.children) > 1 else Resolver().port
+    port = int(word(node, 1)) if len(words(node)) > 1 else Resolver().port
     if not 0 < port <= PORT_MAX:
         raise Wrong(token(node, 1), f"invalid port: {port}")
     draft.options["resolver"] = Resolver(address=address, port=port)
@@ -264,7 +265,7 @@ def _queue_compression(draft: Draft, node: Node) -> None:
 
 
 def _queue_encryption(draft: Draft, node: Node) -> None:
-    if not node.children:
+    if not words(node):
         draft.change("queue", encryption_ask=True)
         return
     key = word(node)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 from lark import Token, Tree
 
-from pillarbox.conf.lexer import Lexer, Source
+from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Source
 from pillarbox.conf.model import Config, Filter, Listener, Local, MtaLimits, Pki, Proc, Relay, Rule, Table, TableKind
 from pillarbox.conf.report import Report
 from pillarbox.conf.tables import Shape, Tables, key_fits
@@ -77,7 +77,6 @@ class Draft:
         self.filters: dict[str, Filter] = {}
         self.mda_wrappers: dict[str, str] = {}
         self.mta_domains: dict[str, MtaLimits] = {}
-        self.failed_actions: dict[str, int] = {}  # name → line of the declaration that did not stand
         self.source: Source = lexer.source
         self.line = 0
         self.failed = False  # the current statement
@@ -111,20 +110,21 @@ class Draft:
         if node.data == "reference":
             name = word(node)
             if not self.tables.knows(name):
-                raise Wrong(node, f"no such table: {name}", names=self.tables.all, near=name)
+                missing = self.report.missing("table", name)
+                names = () if missing else self.tables.all
+                raise Wrong(node, f"no such table: {name}{missing}", names=names, near=name)
             return name
-        block = node.children[0] if node.data == "block" else node
-        assert isinstance(block, Tree)
-        return self.static_table(self.tables.unnamed(), block)
+        content = options(node)[0] if node.data == "block" else node
+        return self.static_table(self.tables.unnamed(), content)
 
     def static_table(self, name: str, content: Node) -> str:
         """Declare a table from its elements: `pairs`, or `strings` and a single literal."""
-        tokens = [token for token in content.children if isinstance(token, Token)]
+        elements = words(content)
         mapping = content.data == "pairs"
         if mapping:
-            entries = tuple(zip(map(str, tokens[::2]), map(str, tokens[1::2]), strict=True))
+            entries = tuple(zip(elements[::2], elements[1::2], strict=True))
         else:
-            entries = tuple((str(token), "") for token in tokens)
+            entries = tuple((element, "") for element in elements)
         if not all(key_fits(key) for key, _ in entries):
             for key, _ in entries:
                 if not key_fits(key):
@@ -142,66 +142,74 @@ class Draft:
 
     def filter(self, node: Node) -> str:
         """The name of the filter that an option names; `{ a, b }` becomes a chain of its own."""
-        child = node.children[0]
-        if isinstance(child, Token):
-            if child not in self.filters:
-                raise Wrong(child, f"no filter exist with that name: {child}", names=self.filters, near=child)
-            return str(child)
+        if values(node):
+            name = word(node)
+            self._require_filter(token(node))
+            return name
         self._chains += 1
         name = f"<dynchain:{self._chains:08x}>"
-        self.filters[name] = self.chain(name, child)
+        self.filters[name] = self.chain(name, options(node)[0])
         return name
 
     def chain(self, name: str, node: Node) -> Filter:
         """A chain of filters that exist, each once and none a chain."""
         members: dict[str, None] = {}
-        for token in node.children:
-            assert isinstance(token, Token)
-            member = str(token)
-            if member not in self.filters:
-                raise Wrong(token, f"no filter exist with that name: {member}", names=self.filters, near=member)
+        for value in values(node):
+            member = str(value)
+            self._require_filter(value)
             if self.filters[member].kind == "chain":
-                raise Wrong(token, f"no filter chain allowed within a filter chain: {member}")
+                raise Wrong(value, f"no filter chain allowed within a filter chain: {member}")
             if member in members:
-                raise Wrong(token, f"no filter allowed twice within a filter chain: {member}")
+                raise Wrong(value, f"no filter allowed twice within a filter chain: {member}")
             members[member] = None
         return Filter(name=name, kind="chain", chain=tuple(members))
+
+    def _require_filter(self, name: Token) -> None:
+        if name not in self.filters:
+            missing = self.report.missing("filter", str(name))
+            names = () if missing else self.filters
+            raise Wrong(name, f"no filter exist with that name: {name}{missing}", names=names, near=str(name))
 
 
 def place(node: Node | Token) -> tuple[int, int]:
     """Line and offset to complain about: where an option begins, or where one over several lines ends."""
-    if isinstance(node, Token):
-        return node.line or 0, node.start_pos or 0
-    meta = node.meta
-    if meta.line == meta.end_line:
-        return meta.line, meta.start_pos
-    tokens = list(node.scan_values(lambda value: isinstance(value, Token)))
-    last = tokens[-1] if tokens else None
-    if last is not None and last.line == meta.end_line:
-        return meta.end_line, last.start_pos or 0
-    return meta.end_line, meta.start_pos
+    first, last = _edge(node, 0), _edge(node, -1)
+    at = first if first.line == last.line else last
+    return at.line or 0, at.start_pos or 0
+
+
+def _edge(node: Node | Token, index: int) -> Token:
+    while isinstance(node, Tree):
+        node = node.children[index]
+    return node
+
+
+def values(node: Node) -> list[Token]:
+    """The words and numbers among a node's children."""
+    return [child for child in node.children if isinstance(child, Token) and child.type in _VALUES]
 
 
 def token(node: Node, index: int = 0) -> Token:
-    """The child at `index`, which the grammar makes a token."""
-    child = node.children[index]
-    assert isinstance(child, Token)
-    return child
+    """The word or number at `index`."""
+    return values(node)[index]
 
 
 def word(node: Node, index: int = 0) -> str:
-    """The text of the token at `index`."""
+    """The text of the word or number at `index`."""
     return str(token(node, index))
 
 
 def words(node: Node) -> list[str]:
-    """All tokens among a node's children."""
-    return [str(child) for child in node.children if isinstance(child, Token)]
+    """The text of all words and numbers."""
+    return [str(value) for value in values(node)]
 
 
 def options(node: Node) -> list[Node]:
     """The children that are not tokens."""
     return [child for child in node.children if isinstance(child, Tree)]
+
+
+_VALUES = {STRING, NUMBER}
 
 
 def option(node: Node, name: str) -> Node | None:

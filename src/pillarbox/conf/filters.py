@@ -2,7 +2,7 @@
 
 import msgspec
 
-from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word
+from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word, words
 from pillarbox.conf.model import Filter, Proc
 from pillarbox.conf.rules import condition
 
@@ -19,6 +19,7 @@ def build_filter_proc(draft: Draft, node: Node) -> None:
     """`filter NAME proc PROC`."""
     name, proc = _new_filter(draft, node), word(node, 1)
     if proc not in draft.procs:
+        draft.report.broken("filter", name, draft.line)
         raise Wrong(token(node, 1), f"no processor exist with that name: {proc}", names=draft.procs, near=proc)
     draft.filters[name] = Filter(name=name, kind="proc", proc=proc)
 
@@ -33,7 +34,11 @@ def build_filter_exec(draft: Draft, node: Node) -> None:
 def build_filter_chain(draft: Draft, node: Node) -> None:
     """`filter NAME chain { … }`."""
     name = _new_filter(draft, node)
-    draft.filters[name] = draft.chain(name, options(node)[0])
+    try:
+        draft.filters[name] = draft.chain(name, options(node)[0])
+    except Wrong:
+        draft.report.broken("filter", name, draft.line)
+        raise
 
 
 def build_filter_phase(draft: Draft, node: Node) -> None:
@@ -46,7 +51,7 @@ def build_filter_phase(draft: Draft, node: Node) -> None:
         kind="builtin",
         phase=str(phase.data).removeprefix("phase_").replace("_", "-"),
         decision=str(decision.data).removeprefix("do_"),
-        argument=word(decision) if decision.children else "",
+        argument=next(iter(words(decision)), ""),
     )
     draft.filters[name] = msgspec.structs.replace(draft.filters[name], conditions=(condition(draft, what),))
 

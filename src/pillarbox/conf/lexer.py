@@ -38,7 +38,7 @@ _PUNCTUATION = {
 MAX_TOKEN = 8094  # bytes: the reference's token buffer
 MAX_DEPTH = 100  # includes within includes; the reference runs out of descriptors
 MAX_INCLUDES = 10_000
-MAX_EXPANSION = 1 << 26  # characters that macros may add in all, so that a small file cannot cost gigabytes
+MAX_EXPANSION = 1 << 22  # characters that macros may add in all, so that a small file cannot cost gigabytes
 
 _WORD_CHARS = r"A-Za-z0-9\"$%&'*+\-./:;?@\[\]^_`|~"  # ASCII letters, digits, and punctuation without (){}<>!=#,
 _COMMON = re.compile(
@@ -185,6 +185,7 @@ class Lexer:
         self._macros: dict[str, str] = dict(macros)
         self._included = 0
         self._expanded = 0
+        self.expanding = True  # off while the rest of a wrong line is skipped
         self._window = ""  # a macro's text and what follows it in the file
         self._at = self._value_end = self._use = (
             0  # next character in the window; end of the macro; its use in the file
@@ -231,12 +232,12 @@ class Lexer:
                 end = self._end_of_file()
                 if end is not None:
                     return end
-            elif found.type == "$":
+            elif found.type == "$" and self.expanding:
                 self._advance(found.start)
                 source.pos = found.end
                 self._expand(found.text, found.start)
             else:
-                return self._take(found)
+                return self._take(source, found)
 
     def skip_line(self) -> None:
         """Stand before the end of this line; a continued line is one line."""
@@ -246,15 +247,17 @@ class Lexer:
         assert stop is not None
         self._advance(stop.end())
 
-    def _take(self, found: Match) -> Token:
-        source = self.source
-        self._advance(found.start)
+    def _take(self, source: Source, found: Match) -> Token:
+        kind, value, start, end = found
+        if start > source.pos:  # a continued line, or a comment
+            source.line += source.text.count("\n", source.pos, start)
         line = source.line
-        if found.type == NL:
-            source.pos, source.line = found.end, line + 1
-        else:
-            self._advance(found.end)
-        return Token(found.type, found.text, found.start, line, 1, line, 1)
+        if kind == NL:
+            source.line = line + 1
+        elif end - start > len(value):  # only quotes and backslashes hide newlines
+            source.line += source.text.count("\n", start, end)
+        source.pos = end
+        return Token(kind, value, start, line)
 
     def _advance(self, pos: int) -> None:
         source = self.source
@@ -267,11 +270,11 @@ class Lexer:
         self._advance(len(source.text))
         if not source.ended:
             source.ended = True
-            return Token(NL, "\n", source.pos, source.line, 1, source.line, 1)
+            return Token(NL, "\n", source.pos, source.line)
         if len(self._files) > 1:
             self._files.pop()
             return None
-        return Token(EOF, "", source.pos, source.line, 1, source.line, 1)
+        return Token(EOF, "", source.pos, source.line)
 
     def _fail(self, message: str, pos: int, macro: str = "") -> LexError:
         source = self.source
@@ -287,7 +290,7 @@ class Lexer:
     def _expand(self, name: str, use: int) -> None:
         value = self._macros.get(name)
         if value is None:
-            raise self._fail(f"macro '{name}' not defined", use, name)
+            raise self._fail(f"macro '{name[:60]}' not defined", use, name)
         self._expanded += len(value)
         if self._expanded > MAX_EXPANSION:
             raise self._fail("macros expand to too much text", use)
@@ -312,6 +315,8 @@ class Lexer:
                 self._grow(taken)
                 return None
             raise self._fail(bad.message, self._use) from None
+        if found.type == "$":
+            found = Match(OTHER, "$", found.start, found.start + 1)
         if found.end >= len(text) and not whole:
             self._grow(taken)
             return None
@@ -323,8 +328,7 @@ class Lexer:
             self._window = ""
             self._advance(source.pos + found.end - size)
         self._at = found.end
-        kind = OTHER if found.type == "$" else found.type
-        return Token(kind, found.text, self._use, source.line, 1, source.line, 1)
+        return Token(found.type, found.text, self._use, source.line)
 
     def _grow(self, taken: int) -> None:
         source = self.source

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from lark import Token
-
 from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, word
 from pillarbox.conf.model import AUTH_SYSTEM, Listener, TlsMode
 from pillarbox.conf.tables import Shape
@@ -115,9 +113,9 @@ def _family(family: str) -> Callable[[Draft, _Fields, Node], _Fields]:
 def _port(draft: Draft, fields: _Fields, node: Node) -> _Fields:
     if "port" in fields:
         raise Wrong(node, "port already specified")
-    child = node.children[0]
-    if not isinstance(child, Token):
-        return {"port": _WELL_KNOWN[str(child.data).removeprefix("port_")]}
+    if options(node):
+        return {"port": _WELL_KNOWN[str(options(node)[0].data).removeprefix("port_")]}
+    child = token(node)
     if child.type == "NUMBER":
         port = int(child)
         if not 0 < port <= PORT_MAX:
@@ -148,7 +146,7 @@ def _pki(draft: Draft, fields: _Fields, node: Node) -> _Fields:
 
 def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
-        table = draft.table(options(node)[0]) if node.children else AUTH_SYSTEM
+        table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
         if "auth" in fields:
             raise Wrong(node, "auth already specified")
         return {"auth": table, "auth_optional": optional}

@@ -39,7 +39,7 @@ class _Fed(LarkLexer):
 @functools.cache
 def grammar() -> Lark:
     """The parser of grammar.lark: about 70 ms to build, so it is built once and when it is first needed."""
-    return Lark.open_from_package("pillarbox.conf", "grammar.lark", parser="lalr", lexer=_Fed, propagate_positions=True)
+    return Lark.open_from_package("pillarbox.conf", "grammar.lark", parser="lalr", lexer=_Fed, keep_all_tokens=True)
 
 
 class Parser:
@@ -50,11 +50,13 @@ class Parser:
         self._report = report
         self._pushed: list[Token] = []
         self._depth = 0
+        self._name = ""  # the second word: what the statement declares, if it declares something
 
     def statements(self) -> Iterator[Statement]:
         """All statements that can be read, in order."""
         parse = grammar().parse
         while True:
+            self._depth = 0
             try:
                 first = self._next()
                 if first.type == EOF:
@@ -66,23 +68,25 @@ class Parser:
             except UnexpectedToken as error:
                 self._syntax_error(error, first, source)
             except LexError as error:
-                self._depth = 0
                 names = self._lexer.macros if error.macro else ()
                 self._report.at(error.message, error.source, error.line, error.pos, names=names, near=error.macro)
+                self._skip_block()
             else:
-                yield Statement(tree.children[0], source, line)  # type: ignore[arg-type]
+                statement = tree.children[0]
+                assert isinstance(statement, Tree)
+                yield Statement(statement, source, line)
 
     def _next(self) -> Token:
         return self._pushed.pop() if self._pushed else self._lexer.token()
 
     def _statement(self, first: Token) -> Iterator[Token]:
         """Tokens up to the newline that ends the statement: the first one outside of braces."""
-        self._depth = 0
         second = self._next()
         if first.type == STRING and first == "dns" and second.type == STRING and second == "resolver":
             # Ours, and words like any other elsewhere: names that OpenSMTPD's users chose must stay names.
             first, second = Token.new_borrow_pos("_DNS", "dns", first), Token.new_borrow_pos("_RESOLVER", "", second)
         self._pushed.append(second)
+        self._name = str(second)
         yield first
         if first.type == "_INCLUDE" and second.type == STRING:
             # The included file stands in place of these two words: what follows them is read after it.
@@ -91,10 +95,11 @@ class Parser:
             return
         while True:
             token = self._next()
-            if token.type == "_LBRACE":
-                self._depth += 1
-            elif token.type == "_RBRACE":
-                self._depth -= 1
+            if token.type == NL and self._depth > 0:
+                while (following := self._next()).type == NL:
+                    pass
+                self._pushed.append(following)
+            self._depth += _BRACES.get(token.type, 0)
             yield token
             if token.type == EOF or (token.type == NL and self._depth <= 0):
                 return
@@ -107,44 +112,34 @@ class Parser:
         at = first if unknown else token
         message = _unknown(first) if unknown else _explain(token, expected)
         self._report.at(message, source, at.line or 0, at.start_pos or 0)
-        if token.type in (NL, EOF):
-            if self._depth > 0 and token.type == NL:
-                self._skip_block()
-            return
-        if token is not first and self._begins_line(token, source) and token.type in _DIRECTIVES:
+        self._report.broken(str(first), self._name, first.line or 0)
+        if token is not first and token.type in _DIRECTIVES and self._begins_line(token, source):
             self._pushed.append(token)  # a statement that was never finished, and then the next one
             return
-        self._skip(token)
+        self._lexer.expanding = False
+        if token.type not in _LINE_ENDS:
+            self._skip_line()
+        self._skip_block()
+        self._lexer.expanding = True
 
     def _begins_line(self, token: Token, source: Source) -> bool:
         pos = token.start_pos or 0
         start = source.text.rfind("\n", 0, pos) + 1
         return pos - start < 256 and not source.text[start:pos].strip(" \t")
 
-    def _skip(self, token: Token) -> None:
-        """To the end of the line, or of the braces that the error is in."""
-        if token.type == "_LBRACE":
-            self._depth += 1
-        elif token.type == "_RBRACE":
-            self._depth -= 1
+    def _skip_line(self) -> None:
+        """To the end of the line, counting braces."""
         while True:
             try:
-                found = self._next()
+                token = self._next()
             except LexError:
                 continue  # one message for a line is enough
-            if found.type == "_LBRACE":
-                self._depth += 1
-            elif found.type == "_RBRACE":
-                self._depth -= 1
-            elif found.type == EOF:
+            if token.type in _LINE_ENDS:
                 return
-            elif found.type == NL:
-                break
-        if self._depth > 0:
-            self._skip_block()
+            self._depth += _BRACES.get(token.type, 0)
 
     def _skip_block(self) -> None:
-        """Lines of a block until it closes, or until one that can only be a new statement."""
+        """Lines of the braces that an error is in: until they close, or one that can only be a new statement."""
         while self._depth > 0:
             try:
                 token = self._next()
@@ -154,9 +149,12 @@ class Parser:
                 self._pushed.append(token)
                 return
             if token.type != NL:
-                self._skip(token)
+                self._depth += _BRACES.get(token.type, 0)
+                self._skip_line()
 
 
+_LINE_ENDS = {NL, EOF}
+_BRACES = {"_LBRACE": 1, "_RBRACE": -1}
 _STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue scheduler smtp srs table"
 _DIRECTIVES = {KEYWORDS[word] for word in _STATEMENTS.split()}
 _WORDS = {terminal: word for word, terminal in KEYWORDS.items()}
@@ -191,7 +189,7 @@ def _old(text: str) -> str:
 def _explain(token: Token, expected: set[str]) -> str:
     """`syntax error`, as the reference says, and then what is wrong here."""
     text = str(token)
-    if token.type in (NL, EOF):
+    if token.type in _LINE_ENDS:
         return f"syntax error: the line ends too early{_wanted(expected)}"
     if token.type == NUMBER and STRING in expected:
         return f"syntax error: {text} is a number here; write a name made of digits in quotes"
@@ -202,7 +200,9 @@ def _explain(token: Token, expected: set[str]) -> str:
     near = "" if token.type in _WORDS else Report.nearest(text, [_WORDS[e] for e in expected if e in _WORDS])
     if near:
         return f'syntax error: unexpected "{text[:60]}"{near}'
-    if token.type == OTHER and text != "$":
+    if text == "$":
+        return 'syntax error: unexpected "$"; a macro stands only where a word may, and not in the text of another one'
+    if token.type == OTHER:
         shown = text if text.isprintable() else repr(text)[1:-1]
         hint = "; a word that begins so is written in quotes" if STRING in expected and text.isprintable() else ""
         hint = "; lines end with LF, not CR LF" if text == "\r" else hint

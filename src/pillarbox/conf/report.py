@@ -12,21 +12,27 @@ _MAX_NAMES = 500
 _SHOWN = 160  # characters of the source line
 
 
+class TooManyProblems(Exception):
+    """The rest of the file is not worth reading."""
+
+
 class Report:
-    """Problems and warnings in the order of the file. Past `MAX_PROBLEMS` only their number is kept."""
+    """Problems and warnings as they are found."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
-        self._left_out = 0
+        self._broken: dict[tuple[str, str], int] = {}
 
     def at(
         self, message: str, source: Source, line: int, pos: int, *, names: Iterable[str] = (), near: str = ""
     ) -> None:
-        """A problem at offset `pos` of a file; the nearest of `names` to `near` is added."""
+        """A problem at offset `pos` of a file; the nearest of `names` to `near` is added.
+
+        Raises TooManyProblems at the one after `MAX_PROBLEMS`.
+        """
         if len(self.problems) >= MAX_PROBLEMS:
-            self._left_out += 1
-            return
+            raise TooManyProblems
         if names and len(self.problems) < _MAX_HINTS:
             message += self.nearest(near, names)
         self.problems.append(_problem(message, source, line, pos))
@@ -36,12 +42,21 @@ class Report:
         if len(self.warnings) < MAX_PROBLEMS:
             self.warnings.append(_problem(message, source, line, pos))
 
+    def broken(self, kind: str, name: str, line: int) -> None:
+        """A statement that declares something (`kind` is its keyword) has an error, so the name will be missed."""
+        self._broken.setdefault((kind, name), line)
+
+    def missing(self, kind: str, name: str) -> str:
+        """What to add where `name` is not declared: that it would be, but for an error."""
+        line = self._broken.get((kind, name))
+        return f"; its declaration in line {line} has an error" if line else ""
+
     def all(self) -> list[Problem]:
         """What there is to show, in the order of the file where there is only one."""
         if len({problem.file for problem in self.problems}) == 1:
             self.problems.sort(key=lambda problem: problem.line or 1 << 31)
-        if self._left_out:
-            return [*self.problems, Problem(f"{self._left_out} more errors are not shown")]
+        if len(self.problems) >= MAX_PROBLEMS:
+            return [*self.problems, Problem("too many errors: the rest is not looked at")]
         return self.problems
 
     @staticmethod

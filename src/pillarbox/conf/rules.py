@@ -54,10 +54,8 @@ def _action(draft: Draft, node: Node) -> str:
     name = word(node)
     if name in draft.actions:
         return name
-    if name in draft.failed_actions:
-        line = draft.failed_actions[name]
-        raise Wrong(token(node), f"no such dispatcher: {name}; its declaration in line {line} has an error")
-    raise Wrong(token(node), f"no such dispatcher: {name}", names=draft.actions, near=name)
+    missing = draft.report.missing("action", name)
+    raise Wrong(token(node), f"no such dispatcher: {name}{missing}", names=() if missing else draft.actions, near=name)
 
 
 def _criterion(draft: Draft, node: Node, so_far: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def unwrap(node: Node) -> tuple[Node, bool]:
 
 def operand(draft: Draft, node: Node, shapes: Shape, refusal: str) -> tuple[str, bool]:
     """The table of a criterion ("" where it has none) and whether it holds regexes. No `refusal`: any table serves."""
-    if not node.children:
+    if not options(node):
         return "", False
     child = options(node)[0]
     regex = child.data == "regex"

@@ -4,6 +4,7 @@
 programs. Both are here, and nowhere else does a configuration meet the machine before it is used.
 """
 
+import errno
 import os
 import shutil
 import socket
@@ -35,12 +36,18 @@ TABLE_PROGRAMS = (  # where the reference's packages put table-NAME
 
 
 def read_file(path: str) -> str:
-    """A configuration or table file. Bytes that are not UTF-8 come as surrogates. Raises OSError."""
+    """A configuration or table file: UTF-8, or else Latin-1, so that no byte in a comment is an error.
+
+    Raises OSError.
+    """
     with open(path, "rb") as file:
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        raise OSError(0, "file too large")
-    return data.decode("utf-8", "surrogateescape")
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def read_config(file: str, macros: dict[str, str]) -> Config:
