@@ -135,6 +135,19 @@ def test_a_failed_handshake_ends_the_session(factory, mode):
     run(scenario, factory, tls=mode)
 
 
+def test_stopping_within_a_handshake_ends_the_session_once_it_is_done():
+    async def scenario(w: World) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
+        await w.until(lambda: bool(w.server._sessions))
+        stopping = asyncio.ensure_future(w.server.drain(5))
+        await asyncio.sleep(0.01)
+        await writer.start_tls(trusting())
+        assert await reader.read() == b"421 4.3.2 Service shutting down\r\n"
+        await stopping
+
+    run(scenario, tls=TlsMode.SMTPS)
+
+
 def test_tls_require():
     async def scenario(w: World) -> None:
         c = await w.greeted()

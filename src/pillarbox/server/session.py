@@ -148,7 +148,9 @@ class Session(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what was sent so far."""
-        if self._out and self._transport is not None and not self._lost:
+        if self._transport is None or not self._out:
+            return
+        if not self._lost:
             self._transport.write(b"".join(self._out) if len(self._out) > 1 else self._out[0])
         self._out.clear()
 
@@ -205,6 +207,10 @@ class Session(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         if self._lost:  # timed out within the handshake
             self._transport.abort()
+            return
+        if self._ending:  # the server stops
+            self.flush()
+            self._end()
             return
         if transport.get_extra_info("ssl_object") is not None:
             hello.secured(self)
