@@ -14,12 +14,11 @@ class Reply:
 
     def __init__(self, code: int, *lines: str, closes: bool = False) -> None:
         self.code = code
-        self.lines = lines
+        self.lines = lines = tuple(map(_visible, lines))
         self.closes = closes
         last = len(lines) - 1
-        self.wire = "".join(f"{code}{' ' if i == last else '-'}{line}\r\n" for i, line in enumerate(lines)).encode(
-            "ascii", "replace"
-        )
+        text = "".join(f"{code}{' ' if i == last else '-'}{line}\r\n" for i, line in enumerate(lines))
+        self.wire = text.encode("ascii")
 
     @property
     def positive(self) -> bool:
@@ -39,6 +38,12 @@ class Reply:
 
     def __repr__(self) -> str:
         return f"Reply({self.wire!r})"
+
+
+def _visible(line: str) -> str:
+    if line.isascii() and line.isprintable():
+        return line
+    return "".join(c if " " <= c <= "~" else "?" for c in line)
 
 
 # RFC 3463 class.subject.detail with the reference's words for it.
@@ -152,5 +157,5 @@ def unsupported_rcpt_option(option: str) -> Reply:
 
 
 def expansion_refused(code: int, text: str) -> Reply:
-    """What lookup said about a recipient."""
-    return Reply(code, text)
+    """What lookup said about a recipient; a code that is no refusal is none that we could send."""
+    return Reply(code, text) if 400 <= code <= 599 else TEMPORARY_FAILURE
