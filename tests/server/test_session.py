@@ -362,3 +362,32 @@ def test_names_by_address_and_masked_sources():
         assert w.queue.text().startswith("Received: \n\tby one.example.org (Pillarbox) with ESMTP id ")
 
     run(scenario, listener=Listener(id=1, hostname="mail.example.org", hostnames="n", mask_src=True, no_dsn=True))
+
+
+def test_sessions_keep_the_configuration_that_they_began_with():
+    async def scenario(w: World) -> None:
+        before = await w.greeted()
+        listener = Listener(id=1, hostname="new.example.org")
+        w.server.configure(Config(hostname="h", generation=7, listeners=(listener,)), {})
+        after = await w.connect()
+        assert await after.reply() == "220 new.example.org ESMTP Pillarbox"
+        await after.send("EHLO x")
+        for c in (before, after):
+            assert (await c.message())[:3] == "250"
+        assert [request.generation for request in w.lookup.asked] == [0, 7]
+        assert "by mail.example.org " in w.queue.text(0) and "by new.example.org " in w.queue.text(1)
+        w.server.configure(Config(hostname="h", generation=8), {})
+        assert await (await w.connect()).closed()
+
+    run(scenario)
+
+
+def test_headers_are_completed_for_local_clients_only_where_they_lack():
+    async def scenario(w: World) -> None:
+        c = await w.greeted("HELO client.example.net")
+        await c.message("Date: x\r\nMessage-ID: <y@z>\r\nBcc: secret@x.example\r\nTo: bob\r\n\r\nb\r\n")
+        assert w.queue.text().split("\n", 4)[4] == "Date: x\nMessage-ID: <y@z>\nTo: bob@mail.example.org\n\nb\n"
+        assert " with SMTP id " in w.queue.text()
+        assert any("proto=SMTP" in line for line in w.log)
+
+    run(scenario)

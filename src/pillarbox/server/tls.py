@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from cryptography import x509
 
 from pillarbox.conf.model import Config, Listener, TlsMode
 from pillarbox.errors import PermFail
@@ -170,6 +169,8 @@ def _by_name(contexts: Sequence[ssl.SSLContext], materials: Sequence[Material]) 
 
 
 def _certificate_names(content: bytes | str) -> list[str]:
+    from cryptography import x509  # noqa: PLC0415 - 2.5 MB a process, wanted with several pki only
+
     if isinstance(content, str):
         with open(content, "rb") as file:
             content = file.read()
