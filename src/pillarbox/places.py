@@ -7,6 +7,7 @@ and `mailq` start with it.
 import os
 import pwd
 import socket
+import sys
 from collections.abc import Mapping
 
 SYSTEM_STATE = "/var/spool/pillarbox"
@@ -55,6 +56,13 @@ def control_socket(state: str) -> str:
 def offline_directory(state: str) -> str:
     """Where `sendmail` leaves messages while the server is down (mode 1733)."""
     return os.path.join(state, "offline")
+
+
+def libexec() -> str:
+    """The folder of our programs, where the reference has its `mail.*`."""
+    if sys.prefix != sys.base_prefix:
+        return os.path.join(sys.prefix, "bin")
+    return os.path.dirname(os.path.realpath(sys.argv[0])) if os.path.isabs(sys.argv[0]) else "/usr/sbin"
 
 
 def connect(path: str, timeout: float) -> socket.socket:

@@ -3,9 +3,9 @@
 from pillarbox.conf.model import Config
 from pillarbox.daemon import launch
 from pillarbox.daemon.parent import Parent
+from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.privileges import Account
-from pillarbox.daemon.roles import ParentServices
 from pillarbox.daemon.settings import Secrets, Settings
 from pillarbox.daemon.wiring import PARENT
 from pillarbox.log import Log

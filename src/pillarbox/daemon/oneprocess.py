@@ -7,8 +7,10 @@ import os
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, launch
 from pillarbox.daemon.parent import DRAIN_DEADLINE, START_DEADLINE
+from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers, kind
-from pillarbox.daemon.roles import BUILDERS, ParentServices, Role
+from pillarbox.daemon.role import Role
+from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot, Secrets, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
 from pillarbox.errors import PillarboxError

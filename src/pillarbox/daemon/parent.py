@@ -20,9 +20,9 @@ import msgspec
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
+from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.privileges import Account
-from pillarbox.daemon.roles import ParentServices
 from pillarbox.daemon.settings import Boot, Secrets, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE, neighbours
 from pillarbox.errors import PillarboxError

@@ -18,7 +18,8 @@ import msgspec
 from pillarbox.daemon import privileges
 from pillarbox.daemon.channel import Channel, Message, read_memory, receive_message
 from pillarbox.daemon.peers import Peers
-from pillarbox.daemon.roles import BUILDERS, Role
+from pillarbox.daemon.role import Role
+from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot
 from pillarbox.log import Log, stderr_log
 

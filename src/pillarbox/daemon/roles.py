@@ -2,20 +2,16 @@
 
 import asyncio
 import os
-import pwd
 import socket
-import sys
-import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 from pillarbox import places
-from pillarbox.conf.model import Config
 from pillarbox.daemon.material import ClientMaterial
 from pillarbox.daemon.peers import Peers, kind
-from pillarbox.daemon.settings import Boot, Settings
-from pillarbox.daemon.system import ParentSystem
+from pillarbox.daemon.role import BaseRole, Role
+from pillarbox.daemon.settings import Boot
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
@@ -24,89 +20,8 @@ from pillarbox.roles.lookup import Lookup as LookupRole
 from pillarbox.roles.parent import System
 from pillarbox.roles.queue import Queue as QueueRole
 
-_OFFLINE_EVERY = 60.0  # seconds
-_FATAL = 70  # EX_SOFTWARE: the role cannot go on; the parent starts it again
 
-
-class Role(Protocol):
-    """One role, built. `services` are what peers may be given to call, by their names in `wiring`."""
-
-    services: dict[str, object]
-
-    def add_socket(self, listener: int, listening: socket.socket) -> None:
-        """A listening socket of this role."""
-        ...
-
-    async def start(self) -> None:
-        """The peers are attached: begin."""
-        ...
-
-    async def drain(self) -> None:
-        """The server ends: begin nothing new, finish what is under way."""
-        ...
-
-    async def stop(self) -> None:
-        """End."""
-        ...
-
-    def peer_lost(self, peer: str) -> None:
-        """A peer's process is gone."""
-        ...
-
-    def peer_attached(self, peer: str) -> None:
-        """A peer's process is (again) there."""
-        ...
-
-
-class _Role:
-    """What the roles have in common: background work that must not end by itself."""
-
-    def __init__(self, log: Log) -> None:
-        self.services: dict[str, object] = {}
-        self.log = log
-        self._work: list[asyncio.Task[None]] = []
-
-    def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run work as long as the role lives; its failure ends the role."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        task.add_done_callback(self._ended)
-        self._work.append(task)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self.fatal(error)
-
-    def fatal(self, error: BaseException) -> None:
-        """The role cannot go on: say why and end the process, so that it starts afresh."""
-        self.log.exception("fatal", error)  # noqa: PLE1205 - our own Log
-        os._exit(_FATAL)
-
-    def add_socket(self, listener: int, listening: socket.socket) -> None:
-        """Roles without sockets get none."""
-        raise AssertionError(f"a socket for listener {listener}")
-
-    async def start(self) -> None:
-        """Nothing to begin."""
-
-    async def drain(self) -> None:
-        """Nothing under way."""
-
-    async def stop(self) -> None:
-        """End the background work."""
-        for task in self._work:
-            task.remove_done_callback(self._ended)
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
-
-    def peer_lost(self, peer: str) -> None:
-        """Calls to it fail; nothing else is kept."""
-
-    def peer_attached(self, peer: str) -> None:
-        """Calls to it work again."""
-
-
-class _Lookup(_Role):
+class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
         from pillarbox.dns.resolver import Resolver  # noqa: PLC0415 - each process loads what its role needs
@@ -124,7 +39,7 @@ class _Lookup(_Role):
             log=log,
             now=time.time,
             local_addresses=lambda: frozenset(boot.local_addresses),
-            libexec=libexec(),
+            libexec=places.libexec(),
         )
         self.services["lookup"] = self._lookup
 
@@ -133,7 +48,7 @@ class _Lookup(_Role):
         self._lookup.close()
 
 
-class _Queue(_Role):
+class _Queue(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
         from pathlib import Path  # noqa: PLC0415 - each process loads what its role needs
@@ -199,7 +114,7 @@ class _Queue(_Role):
             self._relays.add_dispatcher(self._dispatchers[peer])
 
 
-class _Dispatcher(_Role):
+class _Dispatcher(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
         from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415 - each process loads what its role needs
@@ -249,11 +164,11 @@ class _Dispatcher(_Role):
         await asyncio.gather(self._server.drain(), self._outgoing.drain())
 
 
-class _Control(_Role):
+class _Control(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
         from pillarbox.control.commands import Commands  # noqa: PLC0415 - each process loads what its role needs
-        from pillarbox.control.server import Control  # noqa: PLC0415
+        from pillarbox.control.server import Control, local_name  # noqa: PLC0415
 
         dispatchers = cast(list[Incoming], peers.proxies("incoming", DISPATCHER))
         self._listening: list[socket.socket] = []
@@ -269,7 +184,7 @@ class _Control(_Role):
             dispatchers=dispatchers,
             log=log,
             owner=os.stat(boot.state).st_uid,
-            user_name=_user_name,
+            user_name=local_name,
         )
 
     def add_socket(self, listener: int, listening: socket.socket) -> None:
@@ -282,79 +197,6 @@ class _Control(_Role):
     async def stop(self) -> None:
         await super().stop()
         await self._control.close()
-
-
-class ParentServices(_Role):
-    """What the parent does itself: deliveries as their users, lookup's questions, mail left offline."""
-
-    def __init__(
-        self,
-        config: Config,
-        settings: Settings,
-        peers: Peers,
-        *,
-        as_root: bool,
-        on_stop: Callable[[], None],
-        log: Log,
-    ) -> None:
-        super().__init__(log)
-        from pillarbox.control.offline import OfflineMail, SendmailChild  # noqa: PLC0415 - as in the other roles
-        from pillarbox.mda.agent import Agent as DeliveryAgent  # noqa: PLC0415
-        from pillarbox.mda.process import DeliveryProcess  # noqa: PLC0415
-
-        self._agent = DeliveryAgent(
-            config=config,
-            queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
-            log=log,
-            now=time.time,
-            libexec=libexec(),
-            process=DeliveryProcess(log=log),
-        )
-        self._offline = OfflineMail(
-            directory=places.offline_directory(settings.state),
-            submit=SendmailChild(state=settings.state, as_root=as_root),
-            log=log,
-            now=time.time,
-            uid=os.geteuid(),
-        )
-        self.services |= {
-            "agent": self._agent,
-            "system": ParentSystem(
-                config=config,
-                as_root=as_root,
-                on_stop=on_stop,
-                log=log,
-            ),
-        }
-
-    async def start(self) -> None:
-        """Deliver, and take what was left offline."""
-        self.run("agent", self._agent.run())
-        self.run("offline", self._offline.run(_OFFLINE_EVERY))
-
-    async def drain(self) -> None:
-        """Wait for the deliveries under way; the caller has a deadline."""
-        while True:
-            held = await self._agent.in_flight()
-            if not held.running and not held.outcomes:
-                return
-            await asyncio.sleep(0.05)
-
-
-def libexec() -> str:
-    """The folder of our programs, where the reference has its `mail.*`."""
-    return (
-        sysconfig.get_path("scripts")
-        if sys.prefix != sys.base_prefix
-        else os.path.dirname(sys.argv[0] or "/usr/sbin/x")
-    )
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return ""
 
 
 Builder = Callable[[Boot, Peers, Log], Awaitable[Role]]
