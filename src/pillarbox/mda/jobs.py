@@ -47,11 +47,13 @@ class Batch:
     mailbox: str
     deliveries: list[LocalDelivery] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
+    size: int = 0  # bytes of bodies
 
     def add(self, delivery: LocalDelivery, job: Job) -> None:
         """One more; the job's index must be the number of jobs so far."""
         self.deliveries.append(delivery)
         self.jobs.append(job)
+        self.size += len(job.body)
 
     def start(self, child: int) -> Start:
         """The order for the delivery process."""
@@ -100,7 +102,7 @@ def make_batches(deliveries: Iterable[tuple[LocalDelivery, Local]], config: Conf
             if not streamed and is_batched(job.method):
                 filling[key] = batch
         batch.add(delivery, msgspec.structs.replace(job, index=len(batch.jobs)))
-        if len(batch.jobs) >= BATCH or sum(len(j.body) for j in batch.jobs) >= BATCH_BYTES:
+        if len(batch.jobs) >= BATCH or batch.size >= BATCH_BYTES:
             filling.pop(key, None)
     return done
 
