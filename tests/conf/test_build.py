@@ -343,3 +343,8 @@ def test_an_unreadable_file_is_a_config_error() -> None:
 
     with pytest.raises(ConfigError, match="cannot read x: Permission denied"):
         load_config(file="x", read=read, macros={}, hostname="h", checker=None)
+
+
+@pytest.mark.parametrize("text", ['maildir user "" user x', 'relay helo "" helo x', "relay host a host b"])
+def test_an_option_counts_once_even_if_empty(text: str) -> None:
+    assert "already specified" in first_error(f'action "a" {text}\n')

@@ -127,8 +127,7 @@ def test_large_inputs_are_read_in_seconds(name: str) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_nested_macros_cannot_explode() -> None:
-    big = 'x = "' + "a " * 4_000 + '"\ntable t { ' + "$x " * 10_000 + "}"
+def test_macros_cannot_make_a_small_file_huge() -> None:
     start = time.monotonic()
-    assert load(big + "\nmatch reject\n") is None
-    assert time.monotonic() - start < 30
+    assert load('x = "' + "a" * 8_000 + '"\ntable t { ' + "$x " * 1_000 + "}\nmatch reject\n") is None
+    assert time.monotonic() - start < 10

@@ -56,7 +56,7 @@ def _ttl(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
 def _user(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
     if action.method in _LOCAL_ONLY:
         raise Wrong(node, f"user may not be specified for {_LOCAL_ONLY[action.method]}")
-    if action.user:
+    if not draft.first("user"):
         raise Wrong(node, "user already specified for this dispatcher")
     return {"user": word(node)}
 
@@ -75,7 +75,7 @@ def _expansion(field: str) -> Callable[[Draft, Any, Node], dict[str, Any]]:
 
 
 def _userbase(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
-    if action.userbase != Local(name="", method="").userbase:
+    if not draft.first("userbase"):
         raise Wrong(node, "userbase mapping already specified for this dispatcher")
     refusal = 'table "{}" may not be used for userbase lookups'
     return {"userbase": draft.serving_table(options(node)[0], Shape.MAP, refusal, userinfo=True)}
@@ -92,7 +92,7 @@ def _once(field: str) -> Callable[[Draft, Any, Node], dict[str, Any]]:
     """An option whose value is a word, given once."""
 
     def build(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
-        if getattr(action, field):
+        if not draft.first(field):
             raise Wrong(node, f"{field.replace('_', '-')} already specified for this dispatcher")
         return {field: word(node)}
 
@@ -133,9 +133,9 @@ def _host(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
         raise Wrong(node, "backup and host are mutually exclusive")
     if not draft.tables.may_serve(name, Shape.LIST):
         raise Wrong(node, f'table "{name}" may not be used for host lookups')
-    if options(node)[0].data == "literal":
+    if options(node)[0].data == "literal" and (url := word(options(node)[0])):
         del draft.tables.all[name]  # one URL needs no table
-        return {"host": word(options(node)[0])}
+        return {"host": url}
     return {"hosts": name}
 
 

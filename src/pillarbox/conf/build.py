@@ -66,7 +66,7 @@ def load_config(
 
 
 def _build(draft: Draft, statement: Statement) -> None:
-    draft.source, draft.line, draft.failed = statement.source, statement.line, False
+    draft.begin(statement.source, statement.line)
     with draft.collecting():
         _STATEMENTS[str(statement.tree.data)](draft, statement.tree)
 

@@ -80,7 +80,19 @@ class Draft:
         self.source: Source = lexer.source
         self.line = 0
         self.failed = False  # the current statement
+        self._given: set[str] = set()  # options of the current statement that count once, be they empty
         self._chains = 0
+
+    def begin(self, source: Source, line: int) -> None:
+        """The next statement."""
+        self.source, self.line, self.failed = source, line, False
+        self._given.clear()
+
+    def first(self, option: str) -> bool:
+        """Whether the current statement gives an option for the first time."""
+        again = option in self._given
+        self._given.add(option)
+        return not again
 
     def get(self, field: str) -> Any:
         """A field of the Config as it is by now."""
