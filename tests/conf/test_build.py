@@ -348,3 +348,9 @@ def test_an_unreadable_file_is_a_config_error() -> None:
 @pytest.mark.parametrize("text", ['maildir user "" user x', 'relay helo "" helo x', "relay host a host b"])
 def test_an_option_counts_once_even_if_empty(text: str) -> None:
     assert "already specified" in first_error(f'action "a" {text}\n')
+
+
+def test_what_follows_from_an_error_above_says_so() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load('table t file:/none\naction "a" mbox alias <t>\nmatch for any action "a"\n')
+    assert ["its declaration in line" in problem.message for problem in caught.value.problems] == [False, True, True]

@@ -58,7 +58,7 @@ text = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=60).map(" ".join),
     st.lists(st.sampled_from(PIECES), max_size=60).map("".join),
 )
-quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def load(config: str, table: str = "a\n") -> Config | None:

@@ -67,8 +67,7 @@ def _expansion(field: str) -> Callable[[Draft, Any, Node], dict[str, Any]]:
         for other in ("alias", "virtual") if field == "alias" else ("virtual", "alias"):
             if getattr(action, other):
                 raise Wrong(node, f"{other} mapping already specified for this dispatcher")
-        if not draft.tables.may_serve(name, Shape.MAP):
-            raise Wrong(node, f'table "{name}" may not be used for {field} lookups')
+        draft.require_shape(node, name, Shape.MAP, f'table "{{}}" may not be used for {field} lookups')
         return {field: name}
 
     return build
@@ -131,8 +130,7 @@ def _host(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
         raise Wrong(node, "host mapping already specified for this dispatcher")
     if action.backup:
         raise Wrong(node, "backup and host are mutually exclusive")
-    if not draft.tables.may_serve(name, Shape.LIST):
-        raise Wrong(node, f'table "{name}" may not be used for host lookups')
+    draft.require_shape(node, name, Shape.LIST, 'table "{}" may not be used for host lookups')
     if options(node)[0].data == "literal" and (url := word(options(node)[0])):
         del draft.tables.all[name]  # one URL needs no table
         return {"host": url}
@@ -145,8 +143,7 @@ def _domain(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
         raise Wrong(node, "host mapping already specified for this dispatcher")
     if action.backup:
         raise Wrong(node, "backup and domain are mutually exclusive")
-    if not draft.tables.may_serve(name, Shape.MAP):
-        raise Wrong(node, f'table "{name}" may not be used for host lookups')
+    draft.require_shape(node, name, Shape.MAP, 'table "{}" may not be used for host lookups')
     return {"domain": name}
 
 
@@ -162,8 +159,7 @@ def _auth(draft: Draft, action: Any, node: Node) -> dict[str, Any]:
         raise Wrong(node, "auth may not be specified without host on a dispatcher")
     if action.auth:
         raise Wrong(node, "auth mapping already specified for this dispatcher")
-    if not draft.tables.may_serve(name, Shape.MAP):
-        raise Wrong(node, f'table "{name}" may not be used for auth lookups')
+    draft.require_shape(node, name, Shape.MAP, 'table "{}" may not be used for auth lookups')
     return {"auth": name}
 
 

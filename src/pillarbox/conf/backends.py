@@ -32,7 +32,11 @@ def build_table_backend(draft: Draft, node: Node) -> None:
         raise Wrong(token(node, 1), f"invalid backend parameter for table: {word(node)}; a path begins with /")
     name = _new_table(draft, node)
     build = _BACKENDS.get(backend) or partial(_program_table, backend=backend)
-    build(draft, node, name, path)
+    try:
+        build(draft, node, name, path)
+    except Wrong:
+        draft.report.broken("table", name, draft.line)
+        raise
 
 
 def _file_table(draft: Draft, node: Node, name: str, path: str) -> None:

@@ -148,9 +148,13 @@ class Draft:
     def serving_table(self, node: Node, shapes: Shape, refusal: str, *, userinfo: bool = False) -> str:
         """`table`, refused with `refusal` (in which {} is its name) where its shape does not serve."""
         name = self.table(node)
-        if not self.tables.may_serve(name, shapes, userinfo=userinfo):
-            raise Wrong(node, refusal.format(name))
+        self.require_shape(node, name, shapes, refusal, userinfo=userinfo)
         return name
+
+    def require_shape(self, node: Node, name: str, shapes: Shape, refusal: str, *, userinfo: bool = False) -> None:
+        """Refuse a table that is named here and does not serve."""
+        if not self.tables.may_serve(name, shapes, userinfo=userinfo):
+            raise Wrong(node, refusal.format(name) + self.report.missing("table", name))
 
     def filter(self, node: Node) -> str:
         """The name of the filter that an option names; `{ a, b }` becomes a chain of its own."""
