@@ -11,87 +11,12 @@ import os
 import random
 import sys
 import time
-from collections import Counter
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 
 from bench.disk import Image
 from bench.servers import PORT, REMOTE, SERVERS, SINK_PORT, Missing, Postfix, Server, settle
 from tests import sandbox
-
-_BODY = b"X" * 78 + b"\r\n"
-
-
-@dataclass
-class Tally:
-    """What was sent, what was acknowledged, and how often each message arrived."""
-
-    sent: set[str] = field(default_factory=set)
-    acknowledged: set[str] = field(default_factory=set)
-    arrived: Counter[str] = field(default_factory=Counter)
-    last: float = 0.0  # monotonic time of the last arrival
-
-    @property
-    def lost(self) -> set[str]:
-        """Acknowledged and never delivered."""
-        return self.acknowledged - set(self.arrived)
-
-    @property
-    def doubled(self) -> int:
-        """Delivered more than once: allowed after a crash, never wanted."""
-        return sum(count > 1 for count in self.arrived.values())
-
-
-class RecordingSink:
-    """An SMTP server that counts messages by the number in their Subject."""
-
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        with suppress(OSError, asyncio.IncompleteReadError):
-            writer.write(b"220 sink.bench.test ESMTP\r\n")
-            while line := await reader.readline():
-                verb = line[:4].upper()
-                if verb == b"DATA":
-                    writer.write(b"354 go\r\n")
-                    message = await reader.readuntil(b"\r\n.\r\n")
-                    number = message.partition(b"Subject: ")[2].partition(b"\r\n")[0].decode()
-                    self.tally.arrived[number] += 1
-                    self.tally.last = time.monotonic()
-                writer.write(b"250-sink.bench.test\r\n250 8BITMIME\r\n" if verb == b"EHLO" else b"250 2.0.0 ok\r\n")
-                await writer.drain()
-        writer.close()
-
-
-async def send(tally: Tally, connection: int, size: int, stop: asyncio.Event) -> None:
-    """Send messages over one connection until told to stop or the server is gone."""
-    with suppress(OSError, asyncio.IncompleteReadError):
-        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
-
-        async def command(data: bytes) -> bytes:
-            writer.write(data)
-            line = await reader.readuntil(b"\r\n")
-            while line[3:4] == b"-":
-                line = await reader.readuntil(b"\r\n")
-            return line
-
-        await reader.readuntil(b"\r\n")
-        await command(b"EHLO client.bench.test\r\n")
-        count = 0
-        while not stop.is_set():
-            number = f"{connection}.{count}"
-            count += 1
-            await command(b"MAIL FROM:<sender@client.bench.test>\r\n")
-            await command(f"RCPT TO:<{REMOTE}>\r\n".encode())
-            await command(b"DATA\r\n")
-            tally.sent.add(number)
-            text = f"From: <sender@client.bench.test>\r\nSubject: {number}\r\n\r\n".encode()
-            reply = await command(text + _BODY * (size // len(_BODY)) + b".\r\n")
-            if reply.startswith(b"250"):
-                tally.acknowledged.add(number)
-        writer.close()
+from tests.system.load import RecordingSink, Sender, Tally
 
 
 async def crash(server: Server, disk: Image, options: argparse.Namespace) -> Tally:
@@ -102,7 +27,8 @@ async def crash(server: Server, disk: Image, options: argparse.Namespace) -> Tal
         await asyncio.to_thread(server.start)
         settle()
         os.sync()
-        senders = [asyncio.create_task(send(tally, n, options.size, stop)) for n in range(options.sessions)]
+        senders = [Sender(tally, n, PORT, (REMOTE,), size=options.size, again=True) for n in range(options.sessions)]
+        tasks = [asyncio.create_task(sender.run(stop)) for sender in senders]
         wanted = random.randint(options.acks // 2, options.acks)
         end = time.monotonic() + 60
         while len(tally.acknowledged) < wanted and time.monotonic() < end:  # noqa: ASYNC110 - a moment, not an event
@@ -111,7 +37,7 @@ async def crash(server: Server, disk: Image, options: argparse.Namespace) -> Tal
         if options.power_cut:
             disk.cut_power()
         stop.set()
-        await asyncio.wait(senders, timeout=10)
+        await asyncio.wait(tasks, timeout=10)
         server.deliver = True
         await asyncio.to_thread(server.start)
         if options.held and isinstance(server, Postfix):

@@ -1,11 +1,14 @@
 """As root every worker of pytest moves into a sandbox (`tests/sandbox.py`) before it runs anything; otherwise the tests
 that need one are skipped with the reason."""
 
+import itertools
 import os
+from pathlib import Path
 
 import pytest
 
 from tests import sandbox
+from tests.system.server import Wiring
 
 _refused = pytest.StashKey[str]()
 
@@ -28,3 +31,25 @@ def machine(request: pytest.FixtureRequest) -> None:
     """For tests that need the sandbox: skipped with the reason where there is none."""
     if reason := request.config.stash[_refused]:
         pytest.skip(reason)
+
+
+@pytest.fixture(params=list(Wiring), ids=str)
+def wiring(request: pytest.FixtureRequest) -> Wiring:
+    """Both wirings; several processes only in the sandbox, where the users of the roles are."""
+    chosen: Wiring = request.param
+    if chosen is Wiring.MANY and (reason := request.config.stash[_refused]):
+        pytest.skip(reason)
+    return chosen
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty folder that every user may reach: pytest's own are closed to the roles' users."""
+    if request.config.stash[_refused]:
+        return tmp_path
+    made = sandbox.WORK / f"test-{next(_numbers)}"
+    made.mkdir()
+    return made

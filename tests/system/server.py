@@ -61,8 +61,10 @@ class Server:
     args: Sequence[str] = ()
     dispatchers: int = 1
     state: Path = field(init=False)
+    launched_at: int = 0  # where in the log
     process: subprocess.Popen[bytes] | None = None
     deadline: float = 30.0  # seconds until it listens
+    prefix: Sequence[str] = ()  # a program that starts it, e.g. under a limit
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ class Server:
 
     def command(self) -> list[str]:
         """The command line that starts it."""
-        argv = [str(BIN / "smtpd"), "-d", "-f", str(self.conf), "--state", str(self.state)]
+        argv = [*self.prefix, str(BIN / "smtpd"), "-d", "-f", str(self.conf), "--state", str(self.state)]
         argv += ["--one-process"] if self.wiring is Wiring.ONE else ["--dispatchers", str(self.dispatchers)]
         return [*argv, *self.args]
 
@@ -93,19 +95,20 @@ class Server:
     def launch(self) -> None:
         """Start it without waiting."""
         with self.log_path.open("ab") as log:
+            self.launched_at = log.tell()
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
             )
 
     def wait_listening(self) -> bool:
-        """Wait until every configured port is bound and smtpctl is answered; False if it ended or did not in time."""
+        """Wait until all roles are ready and every port is bound; False if it ended or was not in time."""
         ports = {int(p) for p in re.findall(r"^\s*listen on .*?\bport (\d+)", self.config, re.MULTILINE)}
         end = time.monotonic() + self.deadline
         while time.monotonic() < end:
             assert self.process is not None
             if self.process.poll() is not None:
                 return False
-            if ports <= bound_ports() and answers(self.state / "smtpd.sock"):
+            if "info: ready\n" in self.log()[self.launched_at :] and ports <= bound_ports():
                 return True
             time.sleep(0.02)
         return False
