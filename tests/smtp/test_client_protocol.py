@@ -5,12 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillarbox.mail.envelope import Result
-from pillarbox.smtp.client_protocol import (
+from pillarbox.smtp.client_events import (
     Answered,
     BodyWanted,
-    Client,
     Closed,
-    DotStuffer,
     Failed,
     Finished,
     Ready,
@@ -18,6 +16,7 @@ from pillarbox.smtp.client_protocol import (
     TlsWanted,
     Transaction,
 )
+from pillarbox.smtp.client_protocol import Client, DotStuffer
 
 OK, TEMP, PERM = Result.OK, Result.TEMPFAIL, Result.PERMFAIL
 

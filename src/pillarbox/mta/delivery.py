@@ -19,10 +19,9 @@ from pillarbox.mta.route import bracketed
 from pillarbox.roles.delivery import Relays, SessionEvent, SessionOrder, Task
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import INLINE_BODY, Queue
-from pillarbox.smtp.client_protocol import (
+from pillarbox.smtp.client_events import (
     Answered,
     BodyWanted,
-    Client,
     Closed,
     Event,
     Failed,
@@ -31,6 +30,7 @@ from pillarbox.smtp.client_protocol import (
     TlsWanted,
     Transaction,
 )
+from pillarbox.smtp.client_protocol import Client
 
 _TRIED_MAX = 10  # transactions refused in a row, after which the peer is left alone
 _ASK_MAX = 60.0  # seconds a single call for a task waits

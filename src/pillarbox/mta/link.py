@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
-from pillarbox.smtp.client_protocol import Answered, Client, Event, Failed, Transaction
+from pillarbox.smtp.client_events import Answered, Event, Failed, Transaction
+from pillarbox.smtp.client_protocol import Client
 
 TIMEOUT = 300.0  # seconds, each wait on the peer
 _CLOSE_TIMEOUT = 30.0  # seconds for the answer to QUIT
@@ -137,14 +138,14 @@ class Link(asyncio.Protocol):
         self._dispatch(self.client.fail(text))
 
     def close(self) -> None:
-        """Close, without waiting for what was not sent."""
+        """Close; unless the peer answered QUIT, without waiting for what was not sent."""
         self._stop_timer()
         if self._transport is not None:
             transport, self._transport = self._transport, None
-            if self.client.failed:
-                transport.abort()
-            else:
+            if self.client.closed:
                 transport.close()
+            else:
+                transport.abort()
 
     # asyncio.Protocol.
 

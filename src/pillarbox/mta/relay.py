@@ -29,6 +29,7 @@ from pillarbox.roles.delivery import Attempt, InFlight, Outgoing, SessionEvent, 
 from pillarbox.roles.lookup import Lookup
 
 _SWEEP = 5.0  # seconds between looks for what is no longer needed
+_DESTINATIONS = 4096  # of one relay, beyond which those without pending tasks are forgotten
 _LINGER = 1.0  # seconds that a session beside others waits for a task
 
 
@@ -470,12 +471,23 @@ class Relays:
                 del self._of_destination[destination]
         self._release(relay)
 
+    def _forget_destinations(self, relay: RelayState) -> None:
+        """A smarthost that is never idle sees ever more destinations: keep those that have something pending."""
+        if len(relay.destinations) < _DESTINATIONS:
+            return
+        kept = dict.fromkeys(a.destination for pending in relay.tasks.values() for a in pending.attempts) | relay.held
+        for destination in relay.destinations.keys() - kept.keys():
+            if self._of_destination.get(destination) is relay:
+                del self._of_destination[destination]
+        relay.destinations = kept
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP)
             relays = list(self._relays.values())
             for relay in relays:
                 self._drop_if_done(relay)
+                self._forget_destinations(relay)
             sources = [c.source for r in relays for c in r.connectors.values()]
             self._connecting.routing.sweep([r.domain for r in relays], sources, self._monotonic())
             self._hoststats.sweep()
