@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections import deque
+from typing import Any
 
 from pillarbox.conf.model import Config, Local
 from pillarbox.log import Log
@@ -87,10 +88,11 @@ async def measure(options: argparse.Namespace) -> float:
         os.chown(home, uid, gid)
     config = Config(hostname="bench", actions={"local": Local(name="local", method="maildir")})
     log = Log(io.StringIO() if options.quiet else sys.stderr)
-    source = Source(options.messages, options.size, options.users)
+    # Only what a delivery asks of them.
+    source: Any = Source(options.messages, options.size, options.users)
     process = DeliveryProcess(log=log)
     agent = Agent(config=config, queue=source, log=log, now=time.time, libexec="", process=process)
-    lookup = Directory(options.directory, uid, gid)
+    lookup: Any = Directory(options.directory, uid, gid)
     source.deliveries = deliveries = Deliveries(
         config=config, lookup=lookup, agent=agent, settle=source.settle, ready=source.pump, log=log, now=time.time
     )
@@ -103,7 +105,7 @@ async def measure(options: argparse.Namespace) -> float:
         for task in tasks:
             task.cancel()
     assert not source.bad, f"{source.bad} deliveries failed"
-    return options.messages / took
+    return float(options.messages / took)
 
 
 def main() -> None:

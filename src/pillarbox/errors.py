@@ -13,6 +13,10 @@ class TempFail(PillarboxError):
     """It may work later: a lookup without answer, a role that is being restarted, a full disk."""
 
 
+class NoSpace(TempFail):
+    """A `TempFail` because the disk is full: the client is told so (452), and tries again."""
+
+
 class PermFail(PillarboxError):
     """It will not work however often it is tried."""
 

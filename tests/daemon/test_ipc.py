@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import pytest
 
 from pillarbox.daemon import ipc, wiring
-from pillarbox.errors import PermFail, TempFail
+from pillarbox.errors import NoSpace, PermFail, TempFail
 from pillarbox.log import Log
 
 
@@ -32,7 +32,12 @@ class EchoService:
         return number * 2, text * 2
 
     async def fail(self, kind: str) -> None:
-        raise {"temp": TempFail("later"), "perm": PermFail("never"), "bug": ZeroDivisionError("oops")}[kind]
+        raise {
+            "temp": TempFail("later"),
+            "full": NoSpace("disk"),
+            "perm": PermFail("never"),
+            "bug": ZeroDivisionError("oops"),
+        }[kind]
 
     async def hang(self) -> bytes:
         try:
@@ -102,6 +107,8 @@ def test_failures_keep_their_kind_and_bugs_are_logged_but_not_told() -> None:
     async def check(echo: Echo, service: EchoService, sink: Sink) -> None:
         with pytest.raises(TempFail, match="later"):
             await echo.fail("temp")
+        with pytest.raises(NoSpace, match="disk"):
+            await echo.fail("full")
         with pytest.raises(PermFail, match="never"):
             await echo.fail("perm")
         with pytest.raises(TempFail, match="internal error") as caught:

@@ -2,10 +2,12 @@
 
 import ipaddress
 import socket
+import time
 
 import psutil
 
 from pillarbox.conf.model import Listener, TlsMode
+from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PillarboxError
 
 BACKLOG = 1024
@@ -54,11 +56,9 @@ def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
             for a in interfaces[word]
             if a.family in (socket.AF_INET, socket.AF_INET6)
         ]
-    try:
-        answers = socket.getaddrinfo(word, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    except OSError:
-        return []
-    return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in answers))
+    # From the hosts file alone: a server must start, and a configuration be checked, where no name server answers.
+    known = Hosts(path="/etc/hosts", now=time.monotonic).addresses(word)
+    return [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in known]
 
 
 def bind(endpoint: Endpoint) -> socket.socket:

@@ -16,12 +16,13 @@ from typing import Any, cast
 
 import msgspec
 
-from pillarbox.errors import PermFail, TempFail
+from pillarbox.errors import NoSpace, PermFail, PillarboxError, TempFail
 from pillarbox.log import Log
 
 _HEADER = struct.Struct(">IBIH")
 _LENGTH = struct.Struct(">I")
-_CALL, _REPLY, _TEMPFAIL, _PERMFAIL, _CANCEL = range(5)
+_CALL, _REPLY, _FAILED, _CANCEL = range(4)
+_FAILURES: tuple[type[PillarboxError], ...] = (TempFail, PermFail, NoSpace)  # the first byte of a failure says which
 
 MAX_FRAME = 64 * 1024 * 1024
 MAX_CALLS = 1024  # in flight to one peer; further callers wait
@@ -253,9 +254,8 @@ class Link(asyncio.Protocol):
                 return  # cancelled, or past its deadline
             if kind == _REPLY:
                 entry[0].set_result(entry[2].result.decode(payload))
-            elif kind in (_TEMPFAIL, _PERMFAIL):
-                text = str(payload, "utf-8", "replace")
-                entry[0].set_exception(TempFail(text) if kind == _TEMPFAIL else PermFail(text))
+            elif kind == _FAILED and len(payload) > 0 and payload[0] < len(_FAILURES):
+                entry[0].set_exception(_FAILURES[payload[0]](str(payload[1:], "utf-8", "replace")))
             else:
                 raise _BadFrame(f"kind {kind}")
 
@@ -272,14 +272,15 @@ class Link(asyncio.Protocol):
     def _served(self, call: int, number: int, task: "asyncio.Future[Any]") -> None:
         self._serving.pop(call, None)
         if task.cancelled():
-            self._send(_TEMPFAIL, call, number, b"cancelled")
+            self._send(_FAILED, call, number, b"\0cancelled")
             return
         error = task.exception()
         if error is None:
             self._send(_REPLY, call, number, _encode(task.result()))
         else:
-            kind = _PERMFAIL if isinstance(error, PermFail) else _TEMPFAIL
-            self._send(kind, call, number, failure_text(self._methods[number], error, self._log).encode())
+            known = _FAILURES.index(type(error)) if type(error) in _FAILURES else 0
+            text = failure_text(self._methods[number], error, self._log)
+            self._send(_FAILED, call, number, bytes([known]) + text.encode())
 
 
 class _BadFrame(Exception):

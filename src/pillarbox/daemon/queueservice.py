@@ -1,5 +1,6 @@
 """The queue role as its peers see it: the queue with its two deliverers, and what becomes of them when a peer dies."""
 
+import asyncio
 from typing import Any
 
 from pillarbox.errors import TempFail
@@ -18,6 +19,19 @@ class QueueService(Queue):
         super().__init__(log=log, **arguments)
         self._relays: Relays
         self._deliveries: Deliveries
+        self._hints: set[asyncio.Task[None]] = set()
+
+    def schedule_soon(self, evpid: int) -> None:
+        """Try an envelope now, without being waited for (`Relays`: its destination answers again)."""
+        task = asyncio.get_running_loop().create_task(self._try_now(evpid))
+        self._hints.add(task)
+        task.add_done_callback(self._hints.discard)
+
+    async def _try_now(self, evpid: int) -> None:
+        try:
+            await self.schedule(evpid)
+        except TempFail as error:  # only a hint: it will be tried at its time
+            self._log.debug(f"queue: {evpid:016x}: {error}")
 
     def join(self, relays: Relays, deliveries: Deliveries) -> None:
         """Before anything else: who delivers."""
@@ -32,8 +46,8 @@ class QueueService(Queue):
         self._deliveries.settled(outcomes)
 
     async def stats(self) -> dict[str, int]:
-        """The queue and the relays."""
-        return {**await super().stats(), **self._relays.stats()}
+        """The queue's, the relays' and the local deliveries'."""
+        return {**await super().stats(), **self._relays.stats(), **self._deliveries.stats()}
 
     async def show_mta(self, what: str) -> list[str]:
         """See `roles.queue.Queue`."""

@@ -85,7 +85,12 @@ class _Queue(BaseRole):
             "log": log,
             "now": time.time,
         }
-        self._relays = Relays(dispatchers=list(self._dispatchers.values()), monotonic=time.monotonic, **common)
+        self._relays = Relays(
+            dispatchers=list(self._dispatchers.values()),
+            monotonic=time.monotonic,
+            schedule=self._queue.schedule_soon,
+            **common,
+        )
         self._deliveries = Deliveries(agent=self._agent, **common)
         self._queue.join(self._relays, self._deliveries)
         self.services |= {"queue": self._queue, "relays": self._relays}

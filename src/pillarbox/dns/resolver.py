@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
 import dns.flags
@@ -226,14 +227,31 @@ class Resolver:
         for _ in range(_ROUNDS):
             for address, port in self._nameservers:
                 try:
-                    response, _ = await dns.asyncquery.udp_with_fallback(
-                        question, address, timeout=_QUERY, port=port, ignore_unexpected=True, ignore_errors=True
-                    )
+                    response = await _exchange(question, address, port)
                 except (dns.exception.DNSException, OSError, EOFError):
                     continue
                 if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN, dns.rcode.NOTIMP):
                     return _read(response, record_type)
         raise TempFail("Temporary failure in MX lookup")
+
+
+async def _exchange(question: dns.message.Message, address: str, port: int) -> dns.message.Message:
+    """Ask one server, again by TCP if the answer was cut. The socket is connected: a closed port is known at once."""
+    backend = dns.asyncbackend.get_default_backend()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    async with await backend.make_socket(  # type: ignore[no-untyped-call]
+        family, socket.SOCK_DGRAM, 0, None, (address, port)
+    ) as connected:
+        response, _ = await dns.asyncquery.udp_with_fallback(
+            question,
+            address,
+            timeout=_QUERY,
+            port=port,
+            udp_sock=connected,
+            ignore_unexpected=True,
+            ignore_errors=True,
+        )
+    return response
 
 
 def _read(response: dns.message.Message, record_type: str) -> tuple[_Answer, float]:

@@ -79,6 +79,7 @@ class Deliveries:
         self._held: dict[str, int] = {}  # destination → attempts
         self._full: set[str] = set()
         self._bytes = 0
+        self._seen = False
         self._attempts: dict[_Key, tuple[Attempt, _Running | None]] = {}
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
 
@@ -92,6 +93,7 @@ class Deliveries:
 
     def deliver(self, attempts: list[Attempt]) -> None:
         """Take attempts; each ends in one outcome."""
+        self._seen = True
         for attempt in attempts:
             self._take(attempt)
         self._start()
@@ -108,6 +110,18 @@ class Deliveries:
                 if not running.left:
                     self._child_ended(running)
         self._start()
+
+    def stats(self) -> dict[str, int]:
+        """Gauges under the reference's names; nothing before the first delivery."""
+        if not self._seen:
+            return {}
+        running = sum(running is not None for _, running in self._attempts.values())
+        return {
+            "mda.envelope": len(self._attempts),
+            "mda.pending": len(self._attempts) - running,
+            "mda.running": self._children,
+            "mda.user": len(self._recipients),
+        }
 
     async def run(self) -> None:
         """Look users up and give orders, until cancelled."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from pillarbox.errors import TempFail
+from pillarbox.errors import NoSpace, TempFail
 from pillarbox.queue.spool import Spool
 
 ROW_BODY = 32 * 1024  # bytes: bodies up to this are rows
@@ -79,14 +79,14 @@ class Bodies:
             # The thread cannot be stopped: the descriptor stays open until it is done (see _forget).
             await asyncio.shield(body.writing)
         except OSError as error:
-            raise TempFail(f"queue: body: {error.strerror}") from error
+            raise _failure(error) from error
 
     async def _create(self, msgid: int) -> _Growing:
         loop = asyncio.get_running_loop()
         try:
             descriptor = await loop.run_in_executor(self._executor, _create, self._spool.body_path(msgid))
         except OSError as error:
-            raise TempFail(f"queue: body: {error.strerror}") from error
+            raise _failure(error) from error
         if msgid in self._growing:  # two at once for one id: neither can be right
             os.close(descriptor)
             raise TempFail(f"queue: {msgid:08x}: appended twice")
@@ -189,7 +189,12 @@ class Bodies:
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 self._on_fatal(error)
-            raise TempFail(f"queue: body: {error.strerror}") from error
+            raise _failure(error) from error
+
+
+def _failure(error: OSError) -> TempFail:
+    text = f"queue: body: {error.strerror}"
+    return NoSpace(text) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else TempFail(text)
 
 
 def _close_after(descriptor: int, written: "asyncio.Future[None]") -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import NoSpace, PillarboxError
 
 FREE = 0.05  # share of space and of inodes that new mail leaves alone
 CHECK_EVERY = 1.0  # seconds
@@ -45,7 +45,7 @@ class Spool:
             self._checked = now
             self._full = self._look()
         if self._full:
-            raise TempFail(self._full)
+            raise NoSpace(self._full)
 
     def _look(self) -> str:
         try:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import NoSpace, PillarboxError, TempFail
 
 GROUP_JOBS = 512
 GROUP_BYTES = 8 << 20
@@ -184,7 +184,7 @@ class Writer:
         try:
             job.result = job.run(db)
         except (sqlite3.Error, PillarboxError, OverflowError, UnicodeError) as error:
-            job.error = error if isinstance(error, PillarboxError) else TempFail(f"queue: {error}")
+            job.error = error if isinstance(error, PillarboxError) else _failure(error)
             self._on_rollback()
             if _is_fatal(error):
                 raise
@@ -206,7 +206,7 @@ class Writer:
             error = second
         for job in group:
             if job.error is None or not isinstance(job.error, TempFail):
-                job.error = TempFail(f"queue: {error}")
+                job.error = _failure(error)
         return error if fatal else None
 
     def _checkpoint(self) -> BaseException | None:
@@ -223,6 +223,11 @@ class Writer:
         except sqlite3.Error as error:
             return error if _is_fatal(error) else None
         return None
+
+
+def _failure(error: BaseException) -> TempFail:
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return NoSpace(f"queue: {error}") if full else TempFail(f"queue: {error}")
 
 
 def _is_fatal(error: BaseException) -> bool:

@@ -61,8 +61,8 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `error` of a failed one: the reference's reason; `network`: it counts as an error of the route. `blame`, where it
     was not: "source" (the address cannot be used here), "credentials" or "relay" (nothing can be sent this way: no
-    secret, no usable certificate), "" (ourselves; it may be tried again). `unused`: the last task was not begun when the
-    session ended and is to be given to another.
+    secret, no usable certificate), "" (ourselves; it may be tried again). `unused`: the last task was not begun when
+    the session ended and is to be given to another.
     """
 
     session: int

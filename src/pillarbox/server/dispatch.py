@@ -132,7 +132,7 @@ async def guard(session: "Session", work: Work) -> Reply | None:
         return None
     except TempFail as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        return replies.TEMPORARY_FAILURE
+        return replies.temporary(error)
     except PermFail as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
         return replies.PERMANENT_FAILURE

@@ -6,6 +6,8 @@ RFC 3463's. What has arguments is a function. Nothing that a peer sent is echoed
 
 from collections.abc import Sequence
 
+from pillarbox.errors import NoSpace, TempFail
+
 
 class Reply:
     """A code with its lines (the text behind the code, without CRLF). `closes`: the connection ends after it."""
@@ -109,6 +111,7 @@ COMMAND_TOO_LONG = Reply(500, "5.0.0 Command line too long", closes=True)
 BARE_NEWLINE_IN_COMMAND = Reply(500, "5.5.2 Syntax error: bare LF in command, lines end with CRLF", closes=True)
 
 TEMPORARY_FAILURE = Reply(451, "4.3.0 Temporary failure")
+NO_SPACE = Reply(452, "4.3.1 Mail system full: try again later")
 TEMPORARY_ERROR = Reply(421, "4.3.0 Temporary Error", closes=True)
 PERMANENT_FAILURE = Reply(554, "5.3.0 Transaction failed")
 INTERNAL_ERROR = Reply(421, "4.3.0 Internal server error", closes=True)
@@ -159,3 +162,8 @@ def unsupported_rcpt_option(option: str) -> Reply:
 def expansion_refused(code: int, text: str) -> Reply:
     """What lookup said about a recipient; a code that is no refusal is none that we could send."""
     return Reply(code, text) if 400 <= code <= 599 else TEMPORARY_FAILURE
+
+
+def temporary(error: TempFail) -> Reply:
+    """The reply for a temporary failure: a full disk is worth a code of its own (RFC 3463 §3.4, X.3.1)."""
+    return NO_SPACE if isinstance(error, NoSpace) else TEMPORARY_FAILURE

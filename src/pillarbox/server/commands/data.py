@@ -77,7 +77,7 @@ async def _stream(session: "Session", tx: Transaction, message: Incoming) -> Non
             await _append(session, tx, message)
     except TempFail as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        message.fail(replies.TEMPORARY_FAILURE)
+        message.fail(replies.temporary(error))
 
 
 async def _append(session: "Session", tx: Transaction, message: Incoming) -> None:
