@@ -53,3 +53,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     made = sandbox.WORK / f"test-{next(_numbers)}"
     made.mkdir()
     return made
+
+
+@pytest.fixture
+def homes(machine: None) -> None:
+    """Empty homes and system mailboxes."""
+    sandbox.clean_homes()

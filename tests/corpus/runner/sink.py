@@ -31,7 +31,7 @@ _REPLIES: dict[str, Any] = {
 class Sink:
     """One server; `sessions` holds what each connection said: "C: …", "S: …", "TLS: …", "CLOSE: who"."""
 
-    def __init__(self, where: int | Path, script: Mapping[str, Any]) -> None:
+    def __init__(self, where: int | Path, script: Mapping[str, Any], address: str = "127.0.0.1") -> None:
         self.script = script
         self.sessions: list[list[str]] = []
         self.done: list[bool] = []
@@ -41,7 +41,7 @@ class Sink:
             where.chmod(0o777)
             self.server.listen(16)
         else:
-            self.server = socket.create_server(("127.0.0.1", where), backlog=16)
+            self.server = socket.create_server((address, where), backlog=16)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:

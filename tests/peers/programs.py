@@ -1,0 +1,76 @@
+"""Real counterparts: where they are, and how Dovecot's LMTP server is started on a port of its own."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.system.server import bound_ports, kill, tree, wait_for
+
+
+def program(name: str) -> str:
+    """The path of a program; skips the test, naming it, where it is not installed."""
+    path = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if path is None:
+        pytest.skip(f"{name} is not installed (tools/setup peers, as root)")
+    return path
+
+
+def opensmtpd() -> None:
+    """Skip where OpenSMTPD was not unpacked."""
+    if not Path(os.environ.get("PILLARBOX_HOME", "/nonexistent"), "opensmtpd/usr/sbin/smtpd").exists():
+        pytest.skip("OpenSMTPD is not unpacked (tools/setup peers, as root)")
+
+
+@contextmanager
+def dovecot(folder: Path, port: int) -> Iterator[None]:
+    """Dovecot's LMTP server on a port; it delivers to system users, into ~/Maildir."""
+    binary = program("dovecot")
+    if not Path("/usr/lib/dovecot/lmtp").exists():
+        pytest.skip("Dovecot's lmtp is not installed (tools/setup peers, as root)")
+    folder.mkdir()
+    conf = folder / "dovecot.conf"
+    conf.write_text(f"""\
+protocols = lmtp
+base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = {folder}/log
+ssl = no
+mail_location = maildir:~/Maildir
+auth_username_format = %n
+passdb {{
+  driver = static
+  args = nopassword=y
+}}
+userdb {{
+  driver = passwd
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    address = 127.0.0.1
+    port = {port}
+  }}
+}}
+service stats {{
+  chroot =
+}}
+""")
+    process = subprocess.Popen([binary, "-F", "-c", str(conf)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        listening = wait_for(lambda: port in bound_ports() or process.poll() is not None, 20)
+        if not listening or process.poll() is not None:
+            assert process.stdout is not None
+            log = (folder / "log").read_text() if (folder / "log").exists() else ""
+            raise AssertionError(f"dovecot did not start: {process.stdout.read()!r} {log}")
+        yield
+    finally:
+        for pid in tree(process.pid):
+            kill(pid, signal.SIGTERM)
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
