@@ -29,7 +29,7 @@ def message(subject: str = "A test") -> EmailMessage:
     """A message with what a header needs."""
     made = EmailMessage()
     made["From"], made["To"], made["Subject"] = "Sender <s@client.example.net>", "alice@example.org", subject
-    made.set_content("First line\n.\nFrom the last line\n")
+    made.set_content("First line\n.\nThe last line\n")
     return made
 
 
@@ -80,7 +80,7 @@ def test_dovecot_takes_mail_over_lmtp(folder: Path, wiring: Wiring) -> None:
         with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
             client.send_message(message(), to_addrs=["alice@example.org", "bob@example.org"])
         assert wait_for(lambda: mail_in("/home/alice") and mail_in("/home/bob"), 15), server.log()
-        assert "\n.\nFrom the last line\n" in mail_in("/home/bob")[0]
+        assert "\n.\nThe last line\n" in mail_in("/home/bob")[0]
         assert server.wait_empty(5)
 
 
