@@ -266,9 +266,12 @@ def test_without_a_server_the_store_is_shown() -> None:
         for e in (SEEN, envelope(0x1234567900000001, errorline="no")):
             insert = "INSERT INTO envelope (evpid, destination, next_try, data) VALUES (?, 'x', 0, ?)"
             db.execute(insert, (e.evpid, encode_envelope(e)))
-        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, ?)", (0x12345678, b"a\r\nb\r\n"))
-        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL)", (0x12345679,))
+        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL, NULL, ?)", (0x12345678, b"a\r\nb\r\n"))
+        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL, NULL, NULL)", (0x12345679,))
+        db.execute("INSERT INTO message VALUES (?, 6, 0, 0, 1, 2, NULL)", (0x12345671,))
         db.close()
+        (state / "queue/segments").mkdir()
+        (state / "queue/segments/00000001").write_bytes(b"..d\r\ne\r\n..")
         (state / "queue/bodies/ab/12345679").write_bytes(b"c\r\n" * 100_000)
         rest = "alice@client.example.net|alice@example.org|alice@example.org|1700000000|1700000000|0|0|offline||"
         both = [f"1234567800000001|inet4|mda||{rest}", f"1234567900000001|inet4|mda||{rest}no"]
@@ -277,6 +280,7 @@ def test_without_a_server_the_store_is_shown() -> None:
         assert b"errorline: no" in run(["smtpctl", "show", "envelope", "1234567900000001"], state=state).stdout
         assert run(["smtpctl", "show", "message", "12345678"], state=state).stdout == b"a\nb\n"
         assert run(["smtpctl", "show", "message", "12345679"], state=state).stdout == b"c\n" * 100_000
+        assert run(["smtpctl", "show", "message", "12345671"], state=state).stdout == b"d\ne\n"
         assert run(["smtpctl", "show", "message", "12345670"], state=state).returncode == 1
 
 

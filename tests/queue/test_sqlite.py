@@ -14,6 +14,7 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pillarbox.errors import PillarboxError, TempFail
@@ -113,7 +114,9 @@ def test_requests_during_a_commit_share_the_next(tmp_path: Path) -> None:
         db = schema.connect(str(tmp_path / "x.db"), writer=True)
         statements: list[str] = []
         db.set_trace_callback(statements.append)
-        group = writer.Writer(db, on_fatal=pytest.fail, on_rollback=lambda: None)
+        group = writer.Writer(
+            db, on_fatal=pytest.fail, on_rollback=lambda: None, before_commit=lambda: None, after_commit=lambda db: None
+        )
         held = threading.Event()
         first = group.submit(lambda db: held.wait(10))
         await asyncio.sleep(0)
@@ -137,7 +140,11 @@ def test_a_mistake_in_a_request_ends_the_role_and_leaves_nobody_waiting(tmp_path
     async def main() -> None:
         fatal: list[BaseException] = []
         group = writer.Writer(
-            schema.connect(str(tmp_path / "x.db"), writer=True), on_fatal=fatal.append, on_rollback=lambda: None
+            schema.connect(str(tmp_path / "x.db"), writer=True),
+            on_fatal=fatal.append,
+            on_rollback=lambda: None,
+            before_commit=lambda: None,
+            after_commit=lambda db: None,
         )
         with pytest.raises(TempFail):
             await group.submit(lambda db: {}["mistake"])  # type: ignore[misc]
@@ -179,13 +186,18 @@ def test_files_of_messages_that_went_are_removed(tmp_path: Path) -> None:
     async def main() -> None:
         store = open_store(tmp_path)
         envelope = make_envelope(5)
-        await store.commit(message(5, envelope, body=b"x" * 100_000))
+        await commit_streamed(store, message(5, envelope, body=b"x" * 100_000))
         assert len(files(tmp_path)) == 1
         await store.settle([Gone(evpid=envelope.evpid)])
         await store.close()
         assert files(tmp_path) == []
 
     run(main)
+
+
+async def commit_streamed(store: SqliteStore, whole: StoredMessage) -> None:
+    await store.append(whole.msgid, 0, whole.body)
+    await store.commit(msgspec.structs.replace(whole, body=b"", streamed=True))
 
 
 def files(folder: Path) -> list[Path]:
@@ -196,7 +208,7 @@ def test_orphan_bodies_are_swept_and_only_those(tmp_path: Path) -> None:
     async def main() -> None:
         clock = Clock()
         store = open_store(tmp_path, clock)
-        await store.commit(message(5, make_envelope(5), body=b"x" * 100_000))
+        await commit_streamed(store, message(5, make_envelope(5), body=b"x" * 100_000))
         await store.append(6, 0, b"growing")
         (tmp_path / "bodies/00/00000007").write_bytes(b"orphan")
         assert await store.sweep() == 1

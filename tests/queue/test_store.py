@@ -8,10 +8,9 @@ import pytest
 
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Envelope, encode_envelope
-from pillarbox.queue.bodies import ROW_BODY
 from pillarbox.queue.flights import START
 from pillarbox.queue.policy import destination_of
-from pillarbox.queue.sqlite import SqliteStore
+from pillarbox.queue.sqlite import ROW_BODY, SqliteStore
 from pillarbox.queue.store import Gone, Later, Store, StoredEnvelope, StoredMessage
 from pillarbox.roles.bounce import BounceKind, PendingBounce
 from pillarbox.roles.queue import INLINE_BODY

@@ -23,6 +23,7 @@ class Stored:
 
     def __init__(self, state: str) -> None:
         self._bodies = os.path.join(state, "queue", "bodies")
+        self._segments = os.path.join(state, "queue", "segments")
         self._path = os.path.join(state, "queue", "queue.db")
 
     def rows(self, msgid: int = 0) -> Iterator[QueueRow]:
@@ -53,10 +54,21 @@ class Stored:
 
     def pieces(self, msgid: int) -> Iterator[bytes] | None:
         """A body, CRLF lines; None where there is no such message."""
-        found = self._select("SELECT body FROM message WHERE msgid = ?", msgid)
+        found = self._select("SELECT body, segment, at, size FROM message WHERE msgid = ?", msgid)
         if not found:
             return None
-        return iter((found[0][0],)) if found[0][0] is not None else self._file(msgid)
+        body, segment, at, size = found[0]
+        if segment is not None:
+            return self._piece(msgid, segment, at, size)
+        return iter((body,)) if body is not None else self._file(msgid)
+
+    def _piece(self, msgid: int, segment: int, at: int, size: int) -> Iterator[bytes]:
+        try:
+            with open(os.path.join(self._segments, f"{segment:08x}"), "rb") as file:
+                file.seek(at)
+                yield file.read(size)
+        except OSError as error:
+            raise ControlError(f"message {msgid:08x} cannot be read") from error
 
     def _file(self, msgid: int) -> Iterator[bytes]:
         """The body's file, in whichever folder it is."""

@@ -1,9 +1,6 @@
-"""Bodies as files: written, synced, their folder synced, and only then referred to.
+"""Large bodies as files of their own: streamed in, synced, their folder synced, and only then referred to.
 
-Larger bodies only: a row is written twice (WAL, then database), a file costs two syncs of its own. Measured on a fresh
-ext4 image, 20 messages at a time, stored and deleted again, messages a second: 16 KB as rows 6,200, as files 5,500 to
-6,900; 32 KB 3,700 and 4,700 to 5,800; 64 KB 2,000 and 4,200 to 4,900; 128 KB 1,000 and 2,600; 1 MB 90 and 600. CPU is
-less as rows up to 32 KB (0.12 ms with the deletion; a file 0.12 and its thread's share). So a row up to 32 KB.
+Those are the bodies that came by `append`, larger than `INLINE_BODY`. What is smaller is a row or lies in a segment.
 """
 
 import asyncio
@@ -18,7 +15,6 @@ from pathlib import Path
 from pillarbox.errors import NoSpace, TempFail
 from pillarbox.queue.spool import Spool
 
-ROW_BODY = 32 * 1024  # bytes: bodies up to this are rows
 ABANDONED = 3600.0  # seconds without an append, after which a body is taken for abandoned
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -110,17 +106,8 @@ class Bodies:
                 self.abandon(msgid)
                 raise
 
-    async def write(self, msgid: int, body: bytes) -> None:
-        """Make a whole body durable."""
-        self._committing.add(msgid)
-        try:
-            await self._sync(_write_whole, self._spool.body_path(msgid), body)
-        except BaseException:
-            self.abandon(msgid)
-            raise
-
     def settled(self, msgid: int) -> None:
-        """The commit that `finish` or `write` was for is done: the file is referred to."""
+        """The commit that `finish` was for is done: the file is referred to."""
         self._committing.discard(msgid)
 
     def abandon(self, msgid: int) -> None:
@@ -214,16 +201,6 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _write_whole(path: Path, body: bytes) -> None:
-    descriptor = _create(path)
-    try:
-        _write_at(descriptor, body, 0)
-    except OSError:
-        os.close(descriptor)
-        raise
-    _sync_and_close(descriptor, path.parent)
 
 
 def _sync_and_close(descriptor: int, folder: Path) -> None:

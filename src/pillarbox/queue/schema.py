@@ -1,7 +1,8 @@
 """The SQLite schema, and how a database comes to it. `user_version` counts the steps taken.
 
 The order of envelopes is that of `evpid`, which is below 2**63 because queue hands out message ids of 31 bits.
-`message.body` NULL: the body is a file. `destination.next_due` is when to look at the destination again: never later
+The body is in `message.body`, or in a segment (`segments`), or where both are NULL in a file
+(`bodies`). `destination.next_due` is when to look at the destination again: never later
 than its first envelope, except where it was blocked. `envelope.attempt` is the last one settled: an outcome that is
 repeated after a restart is known by it.
 """
@@ -17,8 +18,11 @@ STEPS = (
         size INTEGER NOT NULL,
         eight_bit INTEGER NOT NULL,
         smtputf8 INTEGER NOT NULL,
+        segment INTEGER,
+        at INTEGER,
         body BLOB
     );
+    CREATE INDEX message_segment ON message (segment, at) WHERE segment IS NOT NULL;
     CREATE TABLE envelope (
         evpid INTEGER PRIMARY KEY,
         destination TEXT NOT NULL,

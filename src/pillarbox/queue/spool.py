@@ -15,11 +15,12 @@ LOCK_WAIT = 3.0  # seconds a second instance waits for the first to end
 
 
 class Spool:
-    """`folder` with `queue.db` and `bodies/XX/MSGID`. PillarboxError where another process holds it."""
+    """`folder` with `queue.db`, `segments/` and `bodies/XX/MSGID`. PillarboxError where another process holds it."""
 
     def __init__(self, folder: Path, *, monotonic: Callable[[], float], wait: float = LOCK_WAIT) -> None:
         self.folder = folder
         self.bodies = folder / "bodies"
+        self.segments = folder / "segments"
         self.database = str(folder / "queue.db")
         self._monotonic = monotonic
         self._checked = float("-inf")

@@ -40,17 +40,26 @@ class _Job:
 
 
 class Writer:
-    """Runs requests in the order of submission. `on_rollback`, in the thread: forget what was learnt in the group.
+    """Runs requests in the order of submission. In the thread: `on_rollback`: forget what was learnt in the group;
+    `before_commit`: make durable what lies outside of the database; `after_commit`: it is now for good.
 
     `on_fatal` is called once, in the loop, when the disk fails; every request after that is a TempFail.
     """
 
     def __init__(
-        self, db: sqlite3.Connection, *, on_fatal: Callable[[BaseException], None], on_rollback: Callable[[], None]
+        self,
+        db: sqlite3.Connection,
+        *,
+        on_fatal: Callable[[BaseException], None],
+        on_rollback: Callable[[], None],
+        before_commit: Callable[[], None],
+        after_commit: Callable[[sqlite3.Connection], None],
     ) -> None:
         self._db = db
         self._on_fatal = on_fatal
         self._on_rollback = on_rollback
+        self._before_commit = before_commit
+        self._after_commit = after_commit
         self._loop = asyncio.get_running_loop()
         self._pending: list[_Job] = []
         self._busy = False
@@ -172,10 +181,15 @@ class Writer:
                 self._run_job(job)
                 if not db.in_transaction:  # SQLite gave the whole transaction up
                     raise job.error or TempFail("queue: the transaction was given up")
+            self._before_commit()
             db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody may be left waiting for an answer
             return self._give_up(group, error)
         self._unsaved += sum(job.weight for job in group) + len(group) * JOB_OVERHEAD
+        try:
+            self._after_commit(db)
+        except sqlite3.Error as error:  # what was committed is
+            return error if _is_fatal(error) else None
         return None
 
     def _run_job(self, job: _Job) -> None:
