@@ -100,6 +100,7 @@ class _Commands:
         self.stage, self.names = stage, Names()
         self.server = stage.server(Case("commands", {"config": CONFIG}), "-P", "mda", "-P", "mta")
         self.server.stop()
+        self.server.wipe()
         self.before: dict[str, Callable[[], None]] = {
             "usage-none": self.server.start,
             "show-queue": self.first_mail,

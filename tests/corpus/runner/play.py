@@ -37,9 +37,18 @@ def waits_for(case: Case, waiting: Notes) -> str:
 
 
 def expected(case: Case, notes: Notes) -> Case:
-    """The case with what we mean to answer instead in place of the recording."""
+    """The case with what we mean to answer in place of the recording (differs.toml says how that is written)."""
     note = notes.find(case)
-    return Case(case.kind, {**case.data, **note.get("expect", {})}) if note else case
+    if not note:
+        return case
+    data = {**case.data, **note.get("expect", {})}
+    if steps := note.get("steps"):
+        first = [{**step, **steps.get(str(number), {})} for number, step in enumerate(data["sessions"][0])]
+        data["sessions"] = [first, *data["sessions"][1:]]
+    if "log" in data:
+        kept = [line for line in data["log"] if not any(text in line for text in note.get("drop", ()))]
+        data["log"] = [*kept, *note.get("add", ())]
+    return Case(case.kind, data)
 
 
 def judge(cases: Sequence[Case], stage: Stage) -> Iterator[Verdict]:

@@ -7,12 +7,14 @@ from tests.sandbox import HOSTNAME, WORK
 from tests.system.server import BIN
 
 ROOT = WORK / "root"
+STATE = WORK / "server/state"  # of the server under test; only used in differs.toml
 UID = GID = 6010  # vmail
 PYTHON = "/usr/bin/python3"
 PORTS = {f"@PORT{n}@": 20000 + n for n in range(1, 10)} | {f"@SINK{n}@": 21000 + n for n in range(1, 10)}
 
 _FIXED = {
     "@ROOT@": str(ROOT),
+    "@STATE@": str(STATE),
     "@UID@": str(UID),
     "@GID@": str(GID),
     "@LIBEXEC@": str(BIN),
@@ -39,7 +41,7 @@ _RULES = [
     (re.compile(r"(?<=delay=)(?:\d+[smhd])+"), "<dur>"),
     (re.compile(r"(?<=127\.0\.0\.1:)\d{4,5}\b"), "<port>"),
     (re.compile(r"\b\d{9,20}/(?=[\w.@-]+(?:\"|--|$))"), "<boundary>/"),
-    (re.compile(r"error:[0-9A-F]{8}:SSL routines::[^\"]*"), "<openssl>"),
+    (re.compile(r"(?:error:[0-9A-F]{8}:)?SSL routines::[^\"]*"), "<openssl>"),
     (re.compile(r"(?:OpenSMTPD|Pillarbox)"), "<software>"),
 ]
 _ID = re.compile(r"\b[0-9a-f]{16}\b")
