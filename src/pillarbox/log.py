@@ -46,13 +46,15 @@ class Log:
 
     def exception(self, line: str, error: BaseException) -> None:
         """An unexpected exception, whole: the trace goes to the log, never to a peer."""
-        text = logging.Formatter().formatException((type(error), error, error.__traceback__))
-        self._write("warn", f"warn: {line}\n{text}")
+        trace = logging.Formatter().formatException((type(error), error, error.__traceback__))
+        self._write("warn", f"warn: {line}")
+        for part in trace.split("\n"):
+            self._write("warn", f"\t{part}")  # set off: the error's text may have line breaks of a peer's
 
     def _write(self, level: str, line: str) -> None:
         # No line of ours may be forged by a peer's text: control characters are shown, not obeyed.
         if not line.isprintable():
-            line = "".join(c if c.isprintable() or c in "\t\n" else f"\\x{ord(c):02x}" for c in line)
+            line = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
         if self._stream is not None:
             try:
                 self._stream.write(line + "\n")
@@ -70,8 +72,7 @@ class Log:
                 connection.connect("/dev/log")
                 self._syslog = connection
             stamp = time.strftime("%b %e %H:%M:%S")
-            for part in line.split("\n"):
-                self._syslog.send(f"<{_MAIL | _PRIORITY[level]}>{stamp} {self._tag}: {part}".encode())
+            self._syslog.send(f"<{_MAIL | _PRIORITY[level]}>{stamp} {self._tag}: {line}".encode())
         except BlockingIOError:
             self.dropped += 1
         except OSError:
