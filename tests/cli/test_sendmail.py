@@ -158,6 +158,10 @@ def test_eight_bit_is_declared() -> None:
     ("arguments", "status", "said"),
     [
         (["-f", "a\nRCPT TO:<x>", "a@b"], 70, "sendmail: control character in address"),
+        (["evil@x> ORCPT=rfc822;a@allowed"], 70, "sendmail: angle bracket in address"),
+        (["-N", "NEVER\r\nRCPT TO:<x>", "a@b"], 70, "sendmail: invalid DSN parameter: 'NEVER\\r\\nRCPT TO:<x>'"),
+        (["-R", "FULL\r\nDATA", "a@b"], 70, "sendmail: invalid DSN parameter: 'FULL\\r\\nDATA'"),
+        (["-V", "x SIZE=1", "a@b"], 70, "sendmail: invalid DSN parameter: 'x SIZE=1'"),
         (["-f", "<a@b", "a@b"], 1, "sendmail: leading < but no trailing >"),
         (["-t"], 1, "sendmail: syntax error in address"),
         (["-Z"], 1, "sendmail: invalid option -- 'Z'"),

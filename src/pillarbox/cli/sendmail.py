@@ -5,6 +5,7 @@ the program ends; what is refused stays in the user's dead.letter. Imports littl
 """
 
 import os
+import re
 import socket
 import sys
 import time
@@ -30,6 +31,7 @@ UNAVAILABLE, SOFTWARE, CANTCREAT, TEMPFAIL = 69, 70, 73, 75  # sysexits.h
 _WITH_ARGUMENT = frozenset("ABbeFfLNoprRV")
 _MAYBE_ARGUMENT = frozenset("E")
 _PLAIN = frozenset("imqStvx")
+_ATOM = re.compile(r"[!-~]*")  # one word of a command
 
 
 class Usage(Exception):
@@ -171,12 +173,17 @@ class Sendmail:
                 sender = sender[1:-1]
         else:
             sender = senders[-1] if senders else self._user.pw_name if self._user else "anonymous"
+        for parameter in (self._options.notify, self._options.ret, self._options.envid):
+            if not _ATOM.fullmatch(parameter):
+                raise Stop(SOFTWARE, f"invalid DSN parameter: {parameter!a}")
         return self._whole(sender), [self._whole(recipient) for recipient in recipients]
 
     def _whole(self, address: str) -> str:
-        """With our name where there is no domain; nothing that could end a command may be in it."""
+        """With our name where there is no domain; nothing that could end the path or the command may be in it."""
         if any(c < " " or c == "\x7f" for c in address):
             raise Stop(SOFTWARE, "control character in address")
+        if ">" in address:  # what is behind it would be parameters: callers check addresses, not those
+            raise Stop(SOFTWARE, "angle bracket in address")
         return f"{address}@{self._host}" if address and "@" not in address else address
 
     def _added_fields(self, message: Message, sender: str) -> list[str]:
