@@ -192,6 +192,53 @@ def test_auth():
     run(scenario, tls=TlsMode.STARTTLS, auth="creds", received_auth=True)
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        ["AUTH PLAIN {plain}"],
+        ["AUTH\tPLAIN {plain}"],
+        ["AUTH PLAIN {plain}\0"],
+        ["AUTH PLAIN={plain}"],
+        ["auth {plain}"],
+        ["AUTHPLAIN {plain}"],
+        ["AUTH PLAIN", "{plain}"],
+        ["AUTH LOGIN", "{user}", "{secret}"],
+        ["AUTH CRAM-MD5 {secret}", "{secret}"],
+        ["MAIL FROM:<a@b>", "AUTH PLAIN {plain}", "{plain}"],
+    ],
+)
+@pytest.mark.parametrize("secured", [True, False])
+def test_no_password_reaches_the_log_however_it_is_sent(attempt, secured):
+    words = {"plain": b"\0alice\0swordfish", "user": b"alice", "secret": b"swordfish"}
+    encoded = {name: b64encode(value).decode() for name, value in words.items()}
+
+    async def scenario(w: World) -> None:
+        client = await w.greeted()
+        if secured:
+            await client.send("STARTTLS")
+            await client.start_tls(trusting())
+            await client.send("EHLO client.example.net")
+        for line in attempt:
+            await client.send(line.format_map(encoded))
+        await client.send("QUIT")
+        log = "\n".join(w.log)
+        assert "failed-command" in log
+        assert encoded["plain"] not in log and encoded["secret"] not in log and "swordfish" not in log
+
+    run(scenario, tls=TlsMode.STARTTLS, auth="users", auth_optional=True)
+
+
+def test_lines_that_are_no_commands_are_logged_unless_they_may_be_a_password():
+    async def scenario(w: World) -> None:
+        client = await w.greeted()
+        for line in ("NONSENSE", "AUTH LOGIN", "c2VjcmV0", "NOOP", "NONSENSE again"):
+            await client.send(line)
+        commands = [line.partition('command="')[2].partition('"')[0] for line in w.log if "failed-command" in line]
+        assert commands == ["NONSENSE", "AUTH LOGIN", "(...)", "NONSENSE again"]
+
+    run(scenario, tls=TlsMode.STARTTLS, auth="users", auth_optional=True)
+
+
 def test_auth_that_cannot_be_checked():
     async def scenario(w: World) -> None:
         c = await secured(w)

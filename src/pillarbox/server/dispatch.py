@@ -21,6 +21,8 @@ from pillarbox.smtp.states import NEXT
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
+_HIDDEN = "(...)"
+
 Work = Coroutine[Any, Any, Reply | None]
 
 
@@ -96,15 +98,15 @@ def _handle_line(session: "Session", raw: bytes) -> Reply | Work:
     line = raw.decode("latin-1")
     if session.exchange is not None:
         return auth.respond(session, line)
-    session.command = line
+    session.command = auth.without_secrets(line) if line[:4].upper() == Verb.AUTH else line
     session.verb = None
-    if "\0" in line or "\r" in line:
-        return replies.BAD_CHARACTER
-    verb, args = commands.parse_line(line)
+    bad = "\0" in line or "\r" in line
+    verb, args = (None, None) if bad else commands.parse_line(line)
     if verb is None:
-        return replies.UNRECOGNIZED
-    if verb is Verb.AUTH:
-        session.command = auth.without_secrets(line)
+        if session.auth_refused:
+            session.command = _HIDDEN
+        return replies.BAD_CHARACTER if bad else replies.UNRECOGNIZED
+    session.auth_refused = False
     step = STEPS[verb]
     if args is not None and not step.arguments:
         return replies.NO_ARGUMENTS
@@ -118,6 +120,8 @@ def answer(session: "Session", reply: Reply) -> None:
     """Send the answer to the last command; the state advances if it is positive."""
     session.send(reply)
     if not reply.positive:
+        if session.command[:4].upper() == Verb.AUTH:
+            session.auth_refused = True
         session.event("smtp failed-command", command=f'"{session.command}"', result=f'"{reply.text}"')
     elif session.verb is not None:
         session.state = NEXT[session.state][session.verb]

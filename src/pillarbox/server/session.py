@@ -55,6 +55,7 @@ class Session(asyncio.Protocol):
         self.tx: Transaction | None = None
         self.exchange: Exchange | None = None
         self.command = ""  # the last one, as the log shows it
+        self.auth_refused = False  # lines that are no commands may be the password that belonged to it
         self.verb: Verb | None = None  # of the command that is not answered yet
         self.helo = ""
         self.extended = False

@@ -1,6 +1,7 @@
 """AUTH (RFC 4954): run the exchange, have the credentials checked, answer unknown users and wrong passwords alike."""
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from pillarbox.smtp.sasl import MECHANISMS, Challenge, Credentials
 
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
+
+_MECHANISM = re.compile(r"[A-Z0-9_-]{1,20}|[a-z0-9_-]{1,20}")  # RFC 4422 §3.1; anything else may be a password
 
 
 def check(session: "Session", args: str | None) -> Reply | None:
@@ -29,7 +32,7 @@ def proceed(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply 
     name, _, initial = args.replace("\t", " ").partition(" ")
     mechanism = MECHANISMS.get(name.upper())
     if mechanism is None:
-        return replies.unsupported_mechanism(name)
+        return replies.unsupported_mechanism(name) if _MECHANISM.fullmatch(name) else replies.SYNTAX_ERROR
     session.exchange = mechanism()
     return respond(session, initial or None)
 
@@ -71,9 +74,11 @@ async def _authenticate(session: "Session", credentials: Credentials) -> Reply:
 
 
 def without_secrets(line: str) -> str:
-    """An AUTH command as it may be logged: an initial response holds a password."""
+    """A command that begins with AUTH as it may be logged: an initial response holds a password, however misspelt."""
     words = line.split(None, 2)
-    return line if len(words) < 3 else f"{words[0]} {words[1]} (...)"
+    if len(words) == 1 or not _MECHANISM.fullmatch(words[1]):
+        return line if line.upper() == Verb.AUTH else f"{Verb.AUTH} (...)"
+    return line if len(words) == 2 else f"{words[0]} {words[1]} (...)"
 
 
 def _visible(user: str) -> str:
