@@ -204,6 +204,83 @@ def test_a_bad_frame_ends_the_peer(garbage: bytes) -> None:
     asyncio.run(check())
 
 
+def test_an_answer_that_cannot_be_read_fails_its_call_and_ends_the_peer() -> None:
+    class Liar(EchoService):
+        async def double(self, number: int, text: str = "x") -> Any:
+            return "neither"
+
+    async def check() -> None:
+        sink = Sink()
+        echo, port, _ = await linked(handlers(Liar()), Log(cast(Any, sink)))
+        link = port.link
+        with pytest.raises(TempFail):
+            await asyncio.wait_for(echo.double(1), 5)
+        assert isinstance(link, ipc.Link)
+        assert link.closed
+        assert link.faulty
+
+    asyncio.run(check())
+
+
+def test_an_answer_that_cannot_be_sent_is_a_temporary_failure() -> None:
+    class Odd(EchoService):
+        async def double(self, number: int, text: str = "x") -> tuple[int, str]:
+            return 1, "\udc80"
+
+    async def check() -> None:
+        sink = Sink()
+        echo, _, _ = await linked(handlers(Odd()), Log(cast(Any, sink)))
+        with pytest.raises(TempFail, match="internal error"):
+            await asyncio.wait_for(echo.double(1), 5)
+        assert "UnicodeEncodeError" in sink.text
+        assert await echo.blob(b"on") == b"on"
+
+    asyncio.run(check())
+
+
+def test_a_peer_that_stops_reading_costs_bounded_memory_and_every_call_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipc, "UNREAD", 1 << 20)
+    interface = ipc.Interface({"echo": Echo}, {"echo.blob": 0.3})
+
+    async def check() -> None:
+        ours, theirs = socket.socketpair()
+        transport, link = await asyncio.get_running_loop().create_connection(
+            lambda: ipc.Link(peer="echo", interface=interface, serve={}, log=Log(cast(Any, Sink()))), sock=ours
+        )
+        port = ipc.Port("echo")
+        port.link = link
+        echo = cast(Echo, ipc.proxy(interface, "echo", port))
+        calls = [asyncio.ensure_future(echo.blob(bytes(65536))) for _ in range(20)]
+        await asyncio.sleep(0)
+        more: list[asyncio.Future[bytes]] = []
+        for _ in range(100):
+            more.append(asyncio.ensure_future(echo.blob(bytes(65536))))
+            await asyncio.sleep(0)
+        assert transport.get_write_buffer_size() < 4 << 20
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*calls, *more, return_exceptions=True)
+        assert {type(a) for a in answers} == {TempFail}
+        theirs.close()
+
+    asyncio.run(check())
+
+
+def test_calls_beyond_the_limit_wait_their_turn_or_end_at_their_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipc, "MAX_CALLS", 2)
+
+    async def check() -> None:
+        echo, _, _ = await linked(handlers(EchoService()), Log(cast(Any, Sink())))
+        waiting = [asyncio.ensure_future(echo.hang()) for _ in range(4)]
+        numbers = [asyncio.ensure_future(echo.double(i)) for i in range(4)]
+        await asyncio.sleep(0.01)
+        numbers[0].cancel()
+        async with asyncio.timeout(20):
+            assert {type(a) for a in await asyncio.gather(*waiting, return_exceptions=True)} == {TempFail}
+            assert [n for n, _ in await asyncio.gather(*numbers[1:])] == [2, 4, 6]
+
+    asyncio.run(check())
+
+
 def test_the_call_graph_has_no_cycle_but_the_orders() -> None:
     """Calls back from those whom queue gives orders do not count: an order does not wait for them."""
     orders = {("dispatcher", "queue"), ("parent", "queue")} & set(wiring.CALLS)

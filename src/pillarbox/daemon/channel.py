@@ -1,11 +1,12 @@
 """The channel between the parent and one role: messages with descriptors, over a SEQPACKET socketpair.
 
 It carries what calls cannot: sockets, links to peers, keys. Parent to role: `boot`, `peer`, `drain`, `stop`; role to
-parent: `ready`. A role ends at its end of file.
+parent: `ready`, `drained`, `faulty PEER`. A role ends at its end of file.
 """
 
 import array
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -106,7 +107,10 @@ def _send(connection: socket.socket, data: bytes, descriptors: list[int]) -> Non
 
 
 def receive_message(connection: socket.socket) -> tuple[Message, list[int]] | None:
-    """One message with its descriptors (close-on-exec); None at the end of file."""
+    """One message with its descriptors (close-on-exec); None at the end of file.
+
+    Descriptors that this process has no room for are lost with their connections, so that is an end too: OSError.
+    """
     space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
     data, ancillary, _, _ = connection.recvmsg(_MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
@@ -115,7 +119,12 @@ def receive_message(connection: socket.socket) -> tuple[Message, list[int]] | No
             descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
     if not data:
         return None
-    return _decode(data), list(descriptors)
+    message = _decode(data)
+    if len(message.names) != len(descriptors):
+        for fd in descriptors:
+            os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return message, list(descriptors)
 
 
 def sealed_memory(name: str, data: bytes) -> int:

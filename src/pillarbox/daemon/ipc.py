@@ -2,15 +2,15 @@
 
 An `Interface` is made of a `roles` Protocol once: every method gets a number and typed codecs, so a proxy and a
 server are generic. Frame: length (of what follows), kind, call id, method, then the arguments or the result.
-Reading never waits for writing; calls in flight per peer are bounded; each has a deadline and can be cancelled; a
-dead peer is a `TempFail`; a bad frame ends the peer. `wiring` says who may call what.
+Reading never waits for writing; calls in flight per peer are bounded, and what a peer has not read; each call has a
+deadline and can be cancelled; a dead peer is a `TempFail`; a bad frame ends the peer. `wiring` says who may call what.
 """
 
 import asyncio
 import inspect
+import itertools
 import struct
 import typing
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -25,7 +25,10 @@ _CALL, _REPLY, _FAILED, _CANCEL = range(4)
 _FAILURES: tuple[type[PillarboxError], ...] = (TempFail, PermFail, NoSpace)  # the first byte of a failure says which
 
 MAX_FRAME = 64 * 1024 * 1024
-MAX_CALLS = 1024  # in flight to one peer; further callers wait
+MAX_PAYLOAD = MAX_FRAME - _HEADER.size
+MAX_CALLS = 4096  # in flight to one peer; further callers wait
+UNREAD = 8 * 1024 * 1024  # bytes that a peer has not read, above which callers wait
+UNREAD_MAX = 4 * MAX_FRAME  # and above which it is given up: answers do not wait
 DEADLINE = 60.0  # seconds, where a method names none
 _SWEEP = 1.0
 
@@ -85,7 +88,7 @@ class Link(asyncio.Protocol):
     """One end of a connection to a peer role: serves its calls and carries ours.
 
     `serve` maps (service, method) to what is called; a call of anything else ends the peer. `lost` is called once when
-    the peer is gone.
+    the peer is gone; `faulty` says then that it was alive, and sent or left unread what a healthy one never would.
     """
 
     def __init__(
@@ -107,18 +110,28 @@ class Link(asyncio.Protocol):
         self._input = bytearray()
         self._output: list[bytes] = []
         self._calls: dict[int, tuple[asyncio.Future[Any], float, Method]] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[asyncio.Future[None], tuple[float, Method]] = {}
+        self._unread = False  # the peer does not read fast enough
         self._serving: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self._sweeper: asyncio.TimerHandle | None = None
-        self.closed = False
+        self.closed = self.faulty = False
 
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socketpair is ours now."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=MAX_FRAME)
+        self._transport.set_write_buffer_limits(high=UNREAD)
+
+    def pause_writing(self) -> None:
+        """The peer does not read: new calls wait."""
+        self._unread = True
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._unread = False
+        self._wake()
 
     def data_received(self, data: bytes) -> None:
         """Whole frames are handled at once; a partial one waits for its rest."""
@@ -148,8 +161,7 @@ class Link(asyncio.Protocol):
                         self._frame(kind, call, number, payload)
                     done = end
         except (_BadFrame, msgspec.MsgspecError) as error:
-            self._log.warn(f"ipc: {self.peer}: bad frame: {error}")
-            self.close()
+            self._give_up(f"bad frame: {error}")
             return
         if buffer is self._input:
             del self._input[:done]
@@ -161,6 +173,11 @@ class Link(asyncio.Protocol):
         self._end()
 
     # -- ours
+
+    def _give_up(self, reason: str) -> None:
+        self._log.warn(f"ipc: {self.peer}: {reason}")
+        self.faulty = True
+        self.close()
 
     def close(self) -> None:
         """End the link at once."""
@@ -188,18 +205,19 @@ class Link(asyncio.Protocol):
 
     async def call(self, method: Method, arguments: tuple[Any, ...]) -> Any:
         """Ask the peer and wait for the answer, for the deadline of the method at most."""
-        while len(self._calls) >= MAX_CALLS and not self.closed:
-            waiter = self._loop.create_future()
-            self._waiting.append(waiter)
-            await waiter
+        payload = _encode(arguments)
+        if len(payload) > MAX_PAYLOAD:
+            raise TempFail(f"{method.service}.{method.name}: {len(payload)} bytes at once")
+        deadline = self._loop.time() + method.deadline
+        while (self._unread or len(self._calls) >= MAX_CALLS) and not self.closed:
+            await self._turn(deadline, method)
         if self.closed:
             raise TempFail(f"{self.peer} is being restarted")
         self._next = call = (self._next + 1) & 0xFFFFFFFF
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._calls[call] = (future, self._loop.time() + method.deadline, method)
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
-        self._send(_CALL, call, method.number, _encode(arguments))
+        self._calls[call] = (future, deadline, method)
+        self._watch_deadlines()
+        self._send(_CALL, call, method.number, payload)
         try:
             return await future
         except asyncio.CancelledError:
@@ -207,26 +225,54 @@ class Link(asyncio.Protocol):
                 self._send(_CANCEL, call, method.number, b"")
             raise
 
-    def _forget(self, call: int) -> tuple[asyncio.Future[Any], float, Method] | None:
-        entry = self._calls.pop(call, None)
-        while self._waiting and len(self._calls) < MAX_CALLS:
-            waiter = self._waiting.popleft()
+    async def _turn(self, deadline: float, method: Method) -> None:
+        """Wait until there may be room for a call; TempFail at its deadline."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiting[waiter] = deadline, method
+        self._watch_deadlines()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self._waiting.pop(waiter)
+            self._wake()  # had it been our turn, it is another's
+            raise
+        finally:
+            self._waiting.pop(waiter, None)
+
+    def _wake(self) -> None:
+        """Let those go on for whom there is room; who finds none after all waits again."""
+        room = 0 if self._unread else MAX_CALLS - len(self._calls)
+        for waiter in list(itertools.islice(self._waiting, max(0, room))):
             if not waiter.done():
                 waiter.set_result(None)
-                break
+
+    def _forget(self, call: int) -> tuple[asyncio.Future[Any], float, Method] | None:
+        entry = self._calls.pop(call, None)
+        if self._waiting:
+            self._wake()
         return entry
 
-    def _sweep(self) -> None:
+    def _watch_deadlines(self) -> None:
         """One timer for all deadlines of the link: a call ends at most a second late."""
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
         self._sweeper = None
         now = self._loop.time()
         for call in [c for c, (_, deadline, _) in self._calls.items() if deadline <= now]:
             entry = self._forget(call)
             if entry and not entry[0].done():
-                entry[0].set_exception(TempFail(f"{self.peer} did not answer {entry[2].service}.{entry[2].name}"))
+                entry[0].set_exception(self._no_answer(entry[2]))
                 self._send(_CANCEL, call, entry[2].number, b"")
-        if self._calls:
-            self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+        for waiter, (deadline, method) in self._waiting.items():
+            if deadline <= now and not waiter.done():
+                waiter.set_exception(self._no_answer(method))
+        if self._calls or self._waiting:
+            self._watch_deadlines()
+
+    def _no_answer(self, method: Method) -> TempFail:
+        return TempFail(f"{self.peer} did not answer {method.service}.{method.name}")
 
     def _send(self, kind: int, call: int, number: int, payload: bytes) -> None:
         if self.closed:
@@ -239,6 +285,8 @@ class Link(asyncio.Protocol):
     def _flush(self) -> None:
         if self._output and self._transport is not None and not self.closed:
             self._transport.writelines(self._output)
+            if self._unread and self._transport.get_write_buffer_size() > UNREAD_MAX:
+                self._give_up("it does not read what it is sent")
         self._output = []
 
     def _frame(self, kind: int, call: int, number: int, payload: memoryview) -> None:
@@ -253,17 +301,27 @@ class Link(asyncio.Protocol):
             if entry is None or entry[0].done():
                 return  # cancelled, or past its deadline
             if kind == _REPLY:
-                entry[0].set_result(entry[2].result.decode(payload))
+                self._answered(*entry, payload)
             elif kind == _FAILED and len(payload) > 0 and payload[0] < len(_FAILURES):
                 entry[0].set_exception(_FAILURES[payload[0]](str(payload[1:], "utf-8", "replace")))
             else:
+                entry[0].set_exception(self._no_answer(entry[2]))
                 raise _BadFrame(f"kind {kind}")
+
+    def _answered(self, future: asyncio.Future[Any], _: float, method: Method, payload: memoryview) -> None:
+        try:
+            future.set_result(method.result.decode(payload))
+        except msgspec.MsgspecError:
+            future.set_exception(self._no_answer(method))  # nobody else knows of it any more
+            raise
 
     def _serve(self, call: int, number: int, payload: memoryview) -> None:
         handler = self._handlers[number] if number < len(self._handlers) else None
         if handler is None:
             name = self._methods[number].name if number < len(self._methods) else str(number)
             raise _BadFrame(f"{name} is not for {self.peer}")
+        if len(self._serving) >= 2 * MAX_CALLS:
+            raise _BadFrame(f"more than {2 * MAX_CALLS} calls at once")
         arguments = self._methods[number].arguments.decode(payload)
         task = asyncio.ensure_future(handler(*arguments))
         self._serving[call] = task
@@ -275,12 +333,20 @@ class Link(asyncio.Protocol):
             self._send(_FAILED, call, number, b"\0cancelled")
             return
         error = task.exception()
+        method = self._methods[number]
         if error is None:
-            self._send(_REPLY, call, number, _encode(task.result()))
-        else:
-            known = _FAILURES.index(type(error)) if type(error) in _FAILURES else 0
-            text = failure_text(self._methods[number], error, self._log)
-            self._send(_FAILED, call, number, bytes([known]) + text.encode())
+            try:
+                payload = _encode(task.result())
+            except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError) as unsendable:
+                error = unsendable
+            else:
+                if len(payload) <= MAX_PAYLOAD:
+                    self._send(_REPLY, call, number, payload)
+                    return
+                error = TempFail(f"{method.service}.{method.name}: an answer of {len(payload)} bytes")
+        known = _FAILURES.index(type(error)) if type(error) in _FAILURES else 0
+        text = failure_text(method, error, self._log)
+        self._send(_FAILED, call, number, bytes([known]) + text.encode("utf-8", "replace"))
 
 
 class _BadFrame(Exception):

@@ -21,7 +21,11 @@ from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.role import Role
 from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot
+from pillarbox.daemon.wiring import DISPATCHER
+from pillarbox.errors import PillarboxError
 from pillarbox.log import Log, stderr_log
+
+_STOPPING = 40  # seconds for a role to end; the queue's store has 30
 
 
 def main() -> None:
@@ -38,7 +42,18 @@ def main() -> None:
     channel.socket.setblocking(False)
     boot = msgspec.msgpack.decode(read_memory(descriptors[0]), type=Boot)
     log = stderr_log(verbose=boot.verbose) if boot.debug else Log(verbose=boot.verbose)
-    _start_loop(_run(boot, channel, message, descriptors, log))
+    try:
+        _start_loop(_run(boot, channel, message, descriptors, log))
+    except PillarboxError as error:
+        log.warn(f"{_name(boot)}: {error}")
+        sys.exit(1)
+    except Exception as error:  # the last word of a process whose stderr may lead nowhere
+        log.exception(f"{_name(boot)}: cannot go on", error)
+        sys.exit(os.EX_SOFTWARE)
+
+
+def _name(boot: Boot) -> str:
+    return boot.role if boot.role != DISPATCHER else f"{DISPATCHER}.{boot.index}"
 
 
 def _start_loop(run: Coroutine[Any, Any, None]) -> None:
@@ -52,8 +67,7 @@ def _start_loop(run: Coroutine[Any, Any, None]) -> None:
 
 
 async def _run(boot: Boot, channel: Channel, first: Message, descriptors: list[int], log: Log) -> None:
-    name = boot.role if boot.role != "dispatcher" else f"dispatcher.{boot.index}"
-    peers = Peers(name, boot.dispatchers, log)
+    peers = Peers(_name(boot), boot.dispatchers, log)
     listening: list[tuple[int, socket.socket]] = []
     links: list[tuple[str, socket.socket]] = []
     for what, fd in zip(first.names[1:], descriptors[1:], strict=True):
@@ -69,21 +83,30 @@ async def _run(boot: Boot, channel: Channel, first: Message, descriptors: list[i
     role = await BUILDERS[boot.role](boot, peers, log)
     for listener, sock in listening:
         role.add_socket(listener, sock)
-    await _serve(role, peers, links, channel)
+    await _serve(role, peers, links, channel, log)
 
 
-async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]], channel: Channel) -> None:
+async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]], channel: Channel, log: Log) -> None:
     ended = asyncio.Event()
     tasks: set[asyncio.Task[None]] = set()
+
+    def done(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # a peer that was not joined would be missing for ever: start afresh
+            log.exception(f"{peers.me}: cannot go on", error)
+            os._exit(os.EX_SOFTWARE)
 
     def spawn(work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task.add_done_callback(done)
 
     async def drain() -> None:
-        await role.drain()
-        channel.send("drained")
+        try:
+            await role.drain()
+        finally:
+            channel.send("drained")
 
     def receive(message: Message, fds: list[int]) -> None:
         if message.op == "peer":
@@ -96,16 +119,30 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
 
     peers.on_lost = role.peer_lost
     peers.on_attached = role.peer_attached
-    channel.start(receive, ended.set)
+    peers.on_faulty = lambda peer: channel.send(f"faulty {peer}")
     for peer, connection in links:
         await peers.attach(peer, connection, role.services)
-    await role.start()
+    # Only now: what the channel brings about the same peers is newer.
+    channel.start(receive, ended.set)
+    await _until(role.start(), ended)
     # What was built lives as long as the process: the collector need not walk it again.
     gc.collect()
     gc.freeze()
     channel.send("ready")
     await ended.wait()
+    signal.alarm(_STOPPING)  # whatever a thread waits for
     await role.stop()
+
+
+async def _until(work: Coroutine[Any, Any, None], ended: asyncio.Event) -> None:
+    """Do it, or leave off when the parent is gone: it may wait for a peer that is gone too."""
+    working, ending = asyncio.ensure_future(work), asyncio.ensure_future(ended.wait())
+    await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if working.done():
+        working.result()
+    else:
+        working.cancel()
 
 
 if __name__ == "__main__":
