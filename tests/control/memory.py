@@ -237,13 +237,20 @@ class MemoryLookup:
 
 
 class MemorySystem:
-    """Notes that it was told to stop."""
+    """Notes that it was told to stop, and what it should remember."""
 
     def __init__(self) -> None:
         self.stopped = False
+        self.remembered: list[tuple[object, ...]] = []
 
     async def stop(self) -> None:
         self.stopped = True
+
+    async def remember_pause(self, kind: str, paused: bool) -> None:
+        self.remembered.append((kind, paused))
+
+    async def remember_route(self, source: str, dest: str, paused: bool) -> None:
+        self.remembered.append((source, dest, paused))
 
     async def log_level(self, verbose: bool) -> None:
         return

@@ -137,6 +137,7 @@ class Commands:
         return count
 
     async def _pause(self, request: wire.Pause) -> wire.Answer:
+        await self._system.remember_pause(request.kind, request.paused)
         if request.kind == "smtp":
             # Each of them: one that was restarted may differ from the others.
             changed = any([await dispatcher.pause(request.paused) for dispatcher in self._dispatchers])
@@ -148,6 +149,7 @@ class Commands:
         return wire.Done()
 
     async def _pause_route(self, request: wire.PauseRoute) -> wire.Answer:
+        await self._system.remember_route(request.source, request.dest, request.paused)
         await self._queue.pause_mta_route(request.source, request.dest, request.paused)
         return wire.Done()
 

@@ -29,7 +29,7 @@ from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
 START_DEADLINE = 30.0  # seconds until every role must be ready
-DRAIN_DEADLINE = 30.0  # seconds for transactions and deliveries under way at the end
+DRAIN_DEADLINE = 32.0  # seconds for transactions and deliveries under way at the end; a dispatcher says 421 at 30
 STOP_DEADLINE = 10.0
 _STEADY = 60.0  # a role that lived this long starts again at once
 _BACKOFF_MAX = 30.0
@@ -76,6 +76,7 @@ class Parent:
         self._secrets = secrets
         self._log = log
         self._seal_key = os.urandom(32)
+        peers.on_faulty = self._end_faulty
         self._addresses = tuple(interfaces.local_addresses())
         self._accounts = accounts
         self._children: dict[str, _Child] = {}
@@ -125,7 +126,11 @@ class Parent:
         self._children[name] = child
         child.channel.start(lambda m, fds: self._receive(child, m, fds), lambda: None)
         self._watch(child)
-        await self._boot(child, restarted=restarted)
+        try:
+            await self._boot(child, restarted=restarted)
+        except BaseException:
+            process.kill()  # it would wait for ever for what it was not told
+            raise
 
     async def _boot(self, child: _Child, *, restarted: bool) -> None:
         """Tell a new process what it is, and join it to the peers that run."""
@@ -148,11 +153,12 @@ class Parent:
         os.close(boot)
         for peer, mine, yours in pairs:
             yours.close()
-            if peer == PARENT:
-                await self._peers.attach(child.name, mine, self._services.services)
-            else:
+            if peer != PARENT:
                 self._children[peer].channel.send("peer", {f"peer {child.name}": mine.fileno()})
                 mine.close()
+        # At last, for it waits: meanwhile a peer may die, which then joins this child when it starts.
+        for _, mine, _ in (pair for pair in pairs if pair[0] == PARENT):
+            await self._peers.attach(child.name, mine, self._services.services)
 
     def _boot_values(self, name: str, *, restarted: bool) -> Boot:
         role = kind(name)
@@ -160,11 +166,12 @@ class Parent:
         return Boot(
             role=role,
             index=int(name.partition(".")[2] or 0),
-            config=for_role(self._config, role),
+            config=for_role(self._services.system.current(self._config), role),
             state=self._settings.state,
             verbose=self._log.verbose,
             debug=self._settings.debug,
-            paused=self._settings.paused,
+            paused=tuple(self._services.system.paused),
+            blocked=tuple(self._services.system.blocked) if role == QUEUE else (),
             dispatchers=self._settings.dispatchers,
             seal_key=self._seal_key if role in (LOOKUP, QUEUE) else b"",
             pki=self._secrets.pki if role == DISPATCHER else {},
@@ -197,6 +204,16 @@ class Parent:
             child.ready.set()
         elif message.op == "drained":
             child.drained.set()
+        elif message.op.startswith("faulty "):
+            peer = message.op.removeprefix("faulty ")
+            self._end_faulty(child.name if peer == PARENT else peer)
+
+    def _end_faulty(self, name: str) -> None:
+        """It has broken the protocol with a peer, and the link between them is gone: let it start afresh."""
+        child = self._children.get(name)
+        if child is not None and not child.ended.is_set():
+            self._log.warn(f"{name} has to start again")
+            child.process.kill()
 
     def _watch(self, child: _Child) -> None:
         loop = asyncio.get_running_loop()
@@ -227,7 +244,7 @@ class Parent:
             return
         try:
             await self._start(child.name, restarted=True)
-        except OSError as error:
+        except (OSError, PillarboxError) as error:
             self._log.warn(f"{child.name} cannot be started: {error}")
             self._spawn(self._restart(child, status))
             return
@@ -249,7 +266,13 @@ class Parent:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # a role that nobody starts again: better none at all
+            self._services.fatal(error)
 
     # -- ending
 

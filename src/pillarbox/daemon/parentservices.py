@@ -52,15 +52,14 @@ class ParentServices(BaseRole):
             now=time.time,
             uid=os.geteuid(),
         )
-        self.services |= {
-            "agent": self._agent,
-            "system": ParentSystem(
-                config=config,
-                as_root=as_root,
-                on_stop=on_stop,
-                log=log,
-            ),
-        }
+        self.system = ParentSystem(
+            config=config,
+            as_root=as_root,
+            on_stop=on_stop,
+            log=log,
+            paused=settings.paused,
+        )
+        self.services |= {"agent": self._agent, "system": self.system}
 
     async def start(self) -> None:
         """Deliver, and take what was left offline."""

@@ -92,6 +92,8 @@ class _Queue(BaseRole):
             **common,
         )
         self._deliveries = Deliveries(agent=self._agent, **common)
+        for source, dest in boot.blocked:
+            self._relays.pause_route(source, dest, True)
         self._queue.join(self._relays, self._deliveries)
         self.services |= {"queue": self._queue, "relays": self._relays}
 

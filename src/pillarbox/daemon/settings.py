@@ -44,6 +44,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     verbose: bool = False
     debug: bool = False
     paused: tuple[str, ...] = ()
+    blocked: tuple[tuple[str, str], ...] = ()  # queue: (source, destination) of routes that are paused
     dispatchers: int = 1
     seal_key: bytes = b""  # lookup and queue
     pki: dict[str, KeyPair] = {}  # dispatchers

@@ -1,7 +1,8 @@
 """System: what only the parent may do for lookup: `.forward` as its owner, system passwords, file tables again.
 
-Each is done in a forked child that gives up root first (or, for passwords, does nothing else) and has a deadline, so
-that a home on a dead file server or a hanging name service delays one lookup and nothing more.
+Each is done in a forked child that gives up root first (or, for passwords, does nothing else) and has a deadline
+(`hanging`), so that a home on a dead file server or a hanging name service delays one lookup and nothing more. What
+control changes while the server runs is kept here, for roles that are started again.
 """
 
 import asyncio
@@ -10,26 +11,29 @@ import errno
 import hmac
 import os
 import pwd
-import signal
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
+
+import msgspec
 
 from pillarbox.conf.model import Config, TableKind
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
+from pillarbox.daemon.hanging import Hanging
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 
-DEADLINE = 20.0  # seconds for one question
 _FORWARD_MAX = 64 * 1024
-_MAX_CHILDREN = 32
 
 _FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
 
 
 class ParentSystem:
-    """Implements `roles.parent.System`. `as_root`: children become the user; otherwise they stay who we are."""
+    """Implements `roles.parent.System`. `as_root`: children become the user; otherwise they stay who we are.
+
+    `paused` ("mda", "mta", "smtp"), `blocked` (source, destination) and `current` tell what to start a role with.
+    """
 
     def __init__(
         self,
@@ -38,12 +42,21 @@ class ParentSystem:
         as_root: bool,
         on_stop: Callable[[], None],
         log: Log,
+        paused: Iterable[str] = (),
     ) -> None:
         self._config = config
         self._as_root = as_root
         self._on_stop = on_stop
         self._log = log
-        self._children = asyncio.Semaphore(_MAX_CHILDREN)
+        self._hanging = Hanging(log)
+        self._tables: dict[str, tuple[tuple[str, str], ...]] = {}
+        self.paused = set(paused)
+        self.blocked: set[tuple[str, str]] = set()
+
+    def current(self, config: Config) -> Config:
+        """The configuration with its file tables as they were read last."""
+        tables = {n: msgspec.structs.replace(config.tables[n], entries=e) for n, e in self._tables.items()}
+        return msgspec.structs.replace(config, tables=config.tables | tables) if tables else config
 
     async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
         """See `System.read_forward`."""
@@ -53,18 +66,15 @@ class ParentSystem:
                 _become(user, uid, gid)
             return _read_forward(home, uid)
 
-        # A plain stat answers for most users: without the file nothing needs to be forked. What follows is safe
-        # whatever the answer was, for the child opens the file again as its owner.
+        what, place = f".forward of {user}", os.path.dirname(home)
         if not self._as_root:
-            answer = await asyncio.to_thread(_read_forward, home, uid)
+            answer = await self._hanging.in_thread(lambda: _read_forward(home, uid), place, what)
         else:
-            try:
-                await asyncio.to_thread(os.lstat, os.path.join(home, ".forward"))
-            except FileNotFoundError:
+            # A plain stat answers for most users: without the file nothing needs to be forked. What follows is safe
+            # whatever the answer was, for the child opens the file again as its owner.
+            if await self._hanging.in_thread(lambda: _presence(home), place, what) == _ABSENT:
                 return None
-            except OSError:
-                pass
-            answer = await self._in_child(read, f".forward of {user}")
+            answer = await self._hanging.in_child(read, place, what)
         if answer[:1] == _INSECURE:
             self._log.warn(f"smtpd: {os.path.join(home, '.forward')}: insecure file: {answer[1:].decode()}")
             raise PermFail(f".forward of {user}: {answer[1:].decode()}")
@@ -74,14 +84,26 @@ class ParentSystem:
 
     async def check_password(self, user: str, password: str) -> bool:
         """See `System.check_password`: shadow where it is ours to read; locked and expired accounts are refused."""
-        return await self._in_child(lambda: _FOUND if _password_matches(user, password) else _ABSENT, "login") == _FOUND
+        answer = await self._hanging.in_child(
+            lambda: _FOUND if _password_matches(user, password) else _ABSENT, "the user database", "login"
+        )
+        return answer == _FOUND
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
         """See `System.read_table`; only file tables of the running configuration."""
         table = self._config.tables.get(name)
         if table is None or table.kind is not TableKind.FILE:
             raise TempFail(f"table {name}: not a file table of this configuration")
-        return await asyncio.to_thread(_read_table, table.config)
+        entries = self._tables[name] = await asyncio.to_thread(_read_table, table.config)
+        return entries
+
+    async def remember_pause(self, kind: str, paused: bool) -> None:
+        """See `System.remember_pause`."""
+        (self.paused.add if paused else self.paused.discard)(kind)
+
+    async def remember_route(self, source: str, dest: str, paused: bool) -> None:
+        """See `System.remember_route`."""
+        (self.blocked.add if paused else self.blocked.discard)((source, dest.lower()))
 
     async def stop(self) -> None:
         """See `System.stop`."""
@@ -91,10 +113,6 @@ class ParentSystem:
         """See `System.log_level`."""
         self._log.verbose = verbose
 
-    async def _in_child(self, work: Callable[[], bytes], what: str) -> bytes:
-        async with self._children:
-            return await run_in_child(work, what, self._log)
-
 
 def _read_table(path: str) -> tuple[tuple[str, str], ...]:
     try:
@@ -103,63 +121,15 @@ def _read_table(path: str) -> tuple[tuple[str, str], ...]:
         raise TempFail(f"{path}: {error}") from error
 
 
-def run_in_child(work: Callable[[], bytes], what: str, log: Log) -> Awaitable[bytes]:
-    """Run `work` in a forked child and await the bytes that it returns; killed and `TempFail` past the deadline."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    pid = os.fork()
-    if pid == 0:
-        _child(work, write_end)
-    os.close(write_end)
-    return _collect(pid, read_end, what, log)
-
-
-def _child(work: Callable[[], bytes], write_end: int) -> None:
-    status = 1
+def _presence(home: str) -> bytes:
+    """Whether there may be a `.forward`."""
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        signal.alarm(int(DEADLINE) + 5)
-        os.set_blocking(write_end, True)
-        view = memoryview(work())
-        while view:
-            view = view[os.write(write_end, view) :]
-        status = 0
-    finally:
-        os._exit(status)
-
-
-async def _collect(pid: int, read_end: int, what: str, log: Log) -> bytes:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    parts: list[bytes] = []
-
-    def readable() -> None:
-        try:
-            part = os.read(read_end, 65536)
-        except BlockingIOError:
-            return
-        if part:
-            parts.append(part)
-        elif not done.done():
-            done.set_result(None)
-
-    loop.add_reader(read_end, readable)
-    try:
-        async with asyncio.timeout(DEADLINE):
-            await done
-    except TimeoutError:
-        raise TempFail(f"{what}: no answer within {DEADLINE:.0f} seconds") from None
-    finally:
-        loop.remove_reader(read_end)
-        os.close(read_end)
-        os.kill(pid, signal.SIGKILL)  # done or late: not reaped yet, so the pid is still the child's
-        status = await asyncio.shield(asyncio.to_thread(os.waitpid, pid, 0))
-    if not parts and not os.WIFEXITED(status[1]):
-        log.warn(f"{what}: the child died")
-    if not parts:
-        raise TempFail(f"{what}: could not be read")
-    return b"".join(parts)
+        os.lstat(os.path.join(home, ".forward"))
+    except FileNotFoundError:
+        return _ABSENT
+    except OSError:
+        pass  # not for root to see, perhaps: its owner will say
+    return _FOUND
 
 
 def _become(user: str, uid: int, gid: int) -> None:

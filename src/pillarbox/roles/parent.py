@@ -27,6 +27,14 @@ class System(Protocol):
         """`smtpctl stop`: end as on SIGTERM."""
         ...
 
+    async def remember_pause(self, kind: str, paused: bool) -> None:
+        """`smtpctl pause|resume mda|mta|smtp`, so that a process that is started again knows."""
+        ...
+
+    async def remember_route(self, source: str, dest: str, paused: bool) -> None:
+        """`smtpctl pause|resume mta from SOURCE for DEST`, likewise."""
+        ...
+
     async def log_level(self, verbose: bool) -> None:
         """`smtpctl log verbose|brief`."""
         ...

@@ -1,0 +1,94 @@
+"""Work that does not return: its deadline, and that nobody else waits for it."""
+
+import asyncio
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pillarbox.daemon import hanging
+from pillarbox.errors import TempFail
+from pillarbox.log import Log
+
+
+def run(body: Callable[[hanging.Hanging], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await body(hanging.Hanging(Log(io.StringIO())))
+
+    asyncio.run(bounded())
+
+
+def sleep() -> bytes:
+    time.sleep(60)
+    return b""
+
+
+def test_a_child_that_hangs_is_killed_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "DEADLINE", 0.2)
+
+    async def body(it: hanging.Hanging) -> None:
+        with pytest.raises(TempFail, match="no answer"):
+            await it.in_child(sleep, "/home", "login")
+        with pytest.raises(TempFail, match="could not be read"):
+            await it.in_child(lambda: 1 // 0 and b"", "/home", "login")
+        assert await it.in_child(lambda: b"+" * 300000, "/home", "login") == b"+" * 300000
+
+    run(body)
+    with pytest.raises(ChildProcessError):  # nothing is left unreaped
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_holds_nothing_of_the_server() -> None:
+    """Neither its lock nor its sockets outlive a killed server in a child that hangs."""
+
+    def count() -> bytes:
+        return " ".join(sorted(os.listdir("/proc/self/fd"), key=int)).encode()
+
+    async def body(it: hanging.Hanging) -> None:
+        left, right = socket.socketpair()
+        with left, right:
+            kept = (await it.in_child(count, "/home", "x")).split()
+        assert len(kept) <= 5, kept  # 0, 1, 2, the pipe, and the directory being listed
+
+    run(body)
+
+
+def test_a_thread_that_hangs_is_left_behind_and_its_place_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "DEADLINE", 0.1)
+    release = threading.Event()
+
+    def hang() -> bytes:
+        release.wait(30)
+        return b"late"
+
+    async def body(it: hanging.Hanging) -> None:
+        asked = [it.in_thread(hang, "/net", "x") for _ in range(hanging.LEFT_MAX)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(a) for a in answers} == {TempFail}
+        with pytest.raises(TempFail, match="/net does not answer"):
+            await it.in_thread(lambda: b"", "/net", "x")
+        assert await it.in_thread(lambda: b"fine", "/home", "x") == b"fine"
+        release.set()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            try:
+                assert await it.in_thread(lambda: b"back", "/net", "x") == b"back"
+                return
+            except TempFail:
+                continue
+        raise AssertionError("the place is still avoided")
+
+    run(body)
+
+
+def test_errors_of_a_thread_are_raised_where_it_was_asked() -> None:
+    async def body(it: hanging.Hanging) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await it.in_thread(lambda: 1 // 0 and b"", "/home", "x")
+
+    run(body)
