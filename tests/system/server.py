@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from tests.system.programs import Programs
+
 BIN = Path(sys.executable).parent
 
 
@@ -33,22 +35,21 @@ class Result:
     err: str
 
 
+_programs = Programs()
+
+
 def run(argv: Sequence[str], *, stdin: str = "", user: str = "", env: dict[str, str] | None = None) -> Result:
-    """Run one of the programs that the package installs (or any other, by its path) to its end. Text is latin-1."""
-    program = str(BIN / argv[0]) if "/" not in argv[0] else argv[0]
-    done = subprocess.run(
-        [program, *argv[1:]],
-        input=stdin.encode("latin-1"),
-        capture_output=True,
-        timeout=60,
-        check=False,
-        user=user or None,
-        group=user or None,
-        extra_groups=[] if user else None,
-        env={**os.environ, **(env or {})},
-        cwd="/",
-    )
-    return Result(done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1"))
+    """Run one of the programs that the package installs, or any other by its path, to its end. Text is latin-1."""
+    environ = {**os.environ, **(env or {})}
+    data = stdin.encode("latin-1")
+    if "/" not in argv[0]:
+        status, out, err = _programs.run(list(argv), data, user, environ)
+    else:
+        done = subprocess.run(
+            argv, input=data, capture_output=True, timeout=60, check=False, user=user or None, env=environ, cwd="/"
+        )
+        status, out, err = done.returncode, done.stdout, done.stderr
+    return Result(status, out.decode("latin-1"), err.decode("latin-1"))
 
 
 @dataclass

@@ -42,7 +42,10 @@ def put(name: str, spec: Any) -> Path:
     path.write_text(fill(joined(spec)), newline="")
     path.chmod(int(mode, 8) if mode else 0o755 if path.suffix in (".py", ".sh") else 0o644)
     if "home" in Path(name).parts:
-        os.chown(path, UID, GID)
+        for owned in (path, *path.parents):
+            if owned == ROOT or owned.parent == ROOT:
+                break
+            os.chown(owned, UID, GID)
     return path
 
 
