@@ -25,6 +25,8 @@ ZONE = {
     ("plain.example.", "A"): ["192.0.2.9"],
     ("empty.example.", "TXT"): ['"x"'],
     ("many.example.", "MX"): [f"{i} a.example." for i in range(1, 200)],
+    ("wide.example.", "MX"): [f"{i} crowd.example." for i in range(1, 20)],
+    ("crowd.example.", "A"): [f"198.51.100.{i}" for i in range(1, 40)],
     ("1.2.0.192.in-addr.arpa.", "PTR"): ["a.example."],
     ("3.2.0.192.in-addr.arpa.", "PTR"): ["a.example."],
     ("9.2.0.192.in-addr.arpa.", "PTR"): ["evil\\010name.example.", "plain.example."],
@@ -37,6 +39,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     def __init__(self):
         self.asked = []
+        self.answer_silent = False
 
     def connection_made(self, transport):
         self.transport = transport
@@ -55,7 +58,7 @@ class NameServer(asyncio.DatagramProtocol):
         question = query.question[0]
         name, kind = question.name.to_text().lower(), dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name, kind))
-        if name == "silent.example.":
+        if name == "silent.example." and not self.answer_silent:
             return None
         response = dns.message.make_response(query)
         if name in BROKEN:
@@ -220,8 +223,34 @@ def test_cache_is_bounded(monkeypatch):
     play(go)
 
 
+def test_a_zone_of_many_addresses_gives_the_best_hundred():
+    async def go(it):
+        found = await it.addresses("wide.example")
+        assert len(found) == 100 and {preference for preference, _, _ in found} == {1, 2, 3}
+
+    play(go)
+
+
+def test_one_who_gives_up_waiting_does_not_speak_for_the_others():
+    async def go(it):
+        first = asyncio.create_task(it.addresses("silent.example", mx=False))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        second = asyncio.create_task(it.addresses("silent.example", mx=False))
+        await asyncio.sleep(0)
+        ZONE["silent.example.", "A"] = ["192.0.2.66"]
+        it.server.answer_silent = True
+        first.cancel()
+        assert await second == [(-1, "silent.example", "192.0.2.66")]
+
+    try:
+        play(go)
+    finally:
+        del ZONE["silent.example.", "A"]
+
+
 def test_silent_servers_are_passed_over_and_time_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "_QUERY", 0.1)
+    monkeypatch.setattr(module, "_ROUNDS", (0.1, 0.1))
     monkeypatch.setattr(module, "_ANSWER", 0.15)
 
     async def go(it):

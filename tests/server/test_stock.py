@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 import pytest
 
 from pillarbox.errors import TempFail
+from pillarbox.server import names as module
 from pillarbox.server.msgids import BLOCK, MessageIds
 from pillarbox.server.names import TTL, ReverseNames
 
@@ -90,5 +91,25 @@ def test_no_answer_is_no_name_and_not_remembered():
         assert await names.ask("192.0.2.1") == ""
         lookup.fail = False
         assert await names.ask("192.0.2.1") == "name-of-192.0.2.1"
+
+    asyncio.run(inside())
+
+
+def test_sessions_wait_for_a_name_only_so_long_and_a_late_one_serves_the_next(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+
+    async def inside() -> None:
+        class Slow(Names):
+            async def reverse_name(self, address: str) -> str:
+                await answered.wait()
+                return await super().reverse_name(address)
+
+        answered, lookup, background = asyncio.Event(), Slow(), Background()
+        names = ReverseNames(lookup=lookup, monotonic=lambda: 0.0, background=background)  # type: ignore[arg-type]
+        assert await asyncio.gather(names.ask("192.0.2.1"), names.ask("192.0.2.1")) == ["", ""]
+        assert await names.ask("192.0.2.1") == ""  # the same lookup, known to be slow
+        answered.set()
+        await asyncio.gather(*background.tasks)
+        assert await names.ask("192.0.2.1") == "name-of-192.0.2.1" and lookup.asked == 1
 
     asyncio.run(inside())

@@ -36,14 +36,14 @@ from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.roles.lookup import MxHost
 
-_QUERY = 5.0  # seconds for one server, asked in turn
-_ROUNDS = 2  # through the list of servers
+_ROUNDS = (2.0, 5.0)  # seconds for each server, asked in turn: quickly on to the next one, then once more with patience
 _ANSWER = 30.0  # seconds for all that one question needs
 _REVERSE = 10.0
 _TTL_MAX = 86400  # seconds; negative answers at most
 _NEGATIVE_MAX = 900
 _CACHE_MAX = 20_000  # answers kept
 _EXCHANGERS_MAX = 50  # MX records looked at
+_ADDRESSES_MAX = 100  # of all of them, the best preferences first: a zone must not cost the queue its memory
 _POINTERS_MAX = 5  # PTR names tried
 _PORT = 53
 _NAMESERVERS_MAX = 3  # resolv.conf(5)
@@ -79,7 +79,7 @@ class Resolver:
         self._hosts = Hosts(path=hosts_file, now=now)
         self._shuffle = shuffle
         self._cache: OrderedDict[tuple[str, str], tuple[float, _Answer]] = OrderedDict()
-        self._asking: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._asking: dict[tuple[str, str], asyncio.Future[bool]] = {}
         self._probed = float("-inf")
         self._ipv6 = False
 
@@ -91,7 +91,7 @@ class Resolver:
         except TimeoutError as error:
             raise TempFail("Temporary failure in MX lookup" if mx else "Host not found") from error
         self._shuffle(found)
-        return sorted(found, key=lambda host: host.preference)
+        return sorted(found, key=lambda host: host.preference)[:_ADDRESSES_MAX]
 
     async def reverse_name(self, address: str) -> str:
         """The name of an address that has that address, "" where there is none or no answer in time."""
@@ -200,10 +200,10 @@ class Resolver:
             others = self._asking.get(key)
             if others is None:
                 break
-            await asyncio.shield(others)
-            if key not in self._cache:
+            if not await asyncio.shield(others):
                 raise TempFail("Temporary failure in MX lookup")
         done = self._asking[key] = asyncio.get_running_loop().create_future()
+        useful = True
         try:
             answer, ttl = await self._query(*key)
             self._cache[key] = (self._now() + ttl, answer)
@@ -211,12 +211,13 @@ class Resolver:
             while len(self._cache) > _CACHE_MAX:
                 self._cache.popitem(last=False)
             return answer
-        except BaseException:
+        except PillarboxError:
             self._cache.pop(key, None)
+            useful = False
             raise
         finally:
             del self._asking[key]
-            done.set_result(None)
+            done.set_result(useful)  # who gave up waiting is no answer for the others: one of them asks
 
     async def _query(self, name: str, record_type: str) -> tuple[_Answer, float]:
         try:
@@ -224,10 +225,10 @@ class Resolver:
         except (dns.exception.DNSException, UnicodeError) as error:
             raise PermFail("Invalid domain name") from error
         question.flags |= dns.flags.AD  # RFC 6840 §5.7: tell us if you validated it
-        for _ in range(_ROUNDS):
+        for timeout in _ROUNDS:
             for address, port in self._nameservers:
                 try:
-                    response = await _exchange(question, address, port)
+                    response = await _exchange(question, address, port, timeout)
                 except (dns.exception.DNSException, OSError, EOFError):
                     continue
                 if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN, dns.rcode.NOTIMP):
@@ -235,7 +236,7 @@ class Resolver:
         raise TempFail("Temporary failure in MX lookup")
 
 
-async def _exchange(question: dns.message.Message, address: str, port: int) -> dns.message.Message:
+async def _exchange(question: dns.message.Message, address: str, port: int, timeout: float) -> dns.message.Message:
     """Ask one server, again by TCP if the answer was cut. The socket is connected: a closed port is known at once."""
     backend = dns.asyncbackend.get_default_backend()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -245,7 +246,7 @@ async def _exchange(question: dns.message.Message, address: str, port: int) -> d
         response, _ = await dns.asyncquery.udp_with_fallback(
             question,
             address,
-            timeout=_QUERY,
+            timeout=timeout,
             port=port,
             udp_sock=connected,
             ignore_unexpected=True,

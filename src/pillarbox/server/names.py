@@ -8,6 +8,7 @@ from pillarbox.errors import PillarboxError
 from pillarbox.roles.lookup import Lookup
 
 TTL = 60.0  # seconds
+PATIENCE = 5.0  # seconds that sessions wait; an answer that comes later serves the next ones
 DEADLINE = 20.0
 KEPT = 4096
 
@@ -43,11 +44,21 @@ class ReverseNames:
 
     async def _resolve(self, address: str, name: "asyncio.Future[str]") -> None:
         found = ""
+        patience = asyncio.get_running_loop().call_later(PATIENCE, _settle, name, "")
         try:
             async with asyncio.timeout(DEADLINE):
                 found = await self._lookup.reverse_name(address)
         except (PillarboxError, TimeoutError):
             self._names.pop(address, None)
         finally:
-            if not name.done():
-                name.set_result(found)
+            patience.cancel()
+            _settle(name, found)
+        if found and found != name.result() and (known := self._names.get(address)) is not None and known[1] is name:
+            late: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            late.set_result(found)
+            self._names[address] = (known[0], late)
+
+
+def _settle(name: "asyncio.Future[str]", found: str) -> None:
+    if not name.done():
+        name.set_result(found)
