@@ -75,7 +75,8 @@ class Peer:
                     await writer.start_tls(self._context)
                 elif text == "DATA" and reply == "354 go":
                     self.messages.append((await reader.readuntil(b"\r\n.\r\n"))[:-3])
-                    self.say(writer, self.eom)
+                    if self.eom != "silence":
+                        self.say(writer, self.eom)
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:

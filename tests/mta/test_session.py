@@ -130,12 +130,31 @@ def test_connection_lost_in_a_transaction_is_logged_before_its_deliveries():
 @pytest.mark.parametrize("command", ["MAIL", "DATA"])
 def test_silent_peer_is_given_up_after_its_deadline(command, monkeypatch):
     monkeypatch.setattr(link, "TIMEOUT", 0.2)
-    monkeypatch.setattr(link.Link.milestone, "__defaults__", (0.2,))
 
     async def go():
         async with Peer({command: "silence", "EHLO": "250 peer"}) as peer, Running(Mail(to(peer))) as mail:
             mail.send("bob@far.example")
             assert await mail.settled() == [("tempfail", "Connection timeout")]
+
+    play(go)
+
+
+@pytest.mark.parametrize(("verdict", "outcome"), [(5.0, ("ok", "")), (0.2, ("tempfail", "Connection timeout"))])
+@pytest.mark.parametrize("inline", [True, False])
+def test_the_answer_to_a_message_is_waited_for_longer(verdict, outcome, inline, monkeypatch):
+    monkeypatch.setattr(link, "TIMEOUT", 0.1)
+    monkeypatch.setattr(link, "VERDICT_TIMEOUT", verdict)
+
+    async def go():
+        async with Peer(eom="silence") as peer, Running(Mail(to(peer))) as mail:
+            mail.send("bob@far.example", inline=inline)
+            async with asyncio.timeout(5):
+                while not peer.messages:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.15)  # longer than for anything else
+            if verdict > 1:
+                peer.say(peer.writers[0], "250 taken after all")
+            assert await mail.settled() == [outcome]
 
     play(go)
 

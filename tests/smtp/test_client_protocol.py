@@ -329,3 +329,10 @@ def test_dot_stuffing_does_not_depend_on_the_pieces(parts, data):
     lines = body.split(b"\r\n")
     expected = b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
     assert pieces == expected + (b".\r\n" if body.endswith(b"\r\n") or not body else b"\r\n.\r\n")
+
+
+def test_what_a_peer_says_controls_no_terminal():
+    client = greeted()
+    begin(client, "a@x")
+    events, _ = say(client, "550 5.1.1 no\x00\x1b[31m\tone \x7f\x85 Größe")
+    assert events[0] == Answered(0, PERM, "550 5.1.1 no??[31m\tone ?? Größe")

@@ -17,6 +17,7 @@ from pillarbox.smtp.client_events import Answered, Event, Failed, Transaction
 from pillarbox.smtp.client_protocol import Client
 
 TIMEOUT = 300.0  # seconds, each wait on the peer
+VERDICT_TIMEOUT = 600.0  # RFC 5321 §4.5.3.2.6: whoever leaves before the answer to the message sends it twice
 _CLOSE_TIMEOUT = 30.0  # seconds for the answer to QUIT
 _BUFFER = 256 * 1024  # bytes of a large body on their way before more of it is read
 # connect(2) says these before a packet was sent; the reference calls them so.
@@ -89,10 +90,10 @@ class Link(asyncio.Protocol):
         self._dispatch(self.client.tls_started())
         return cast(ssl.SSLObject, transport.get_extra_info("ssl_object"))
 
-    async def milestone(self, timeout: float = TIMEOUT) -> Event:
+    async def milestone(self, timeout: float | None = None) -> Event:
         """The next event that is not about one recipient. The peer has `timeout` seconds for each thing it must say."""
         while not self._milestones:
-            self._deadline = self._loop.time() + timeout
+            self._deadline = self._loop.time() + (timeout or self._patience())
             if self._timer is None or self._timer.when() > self._deadline:
                 self._stop_timer()
                 self._timer = self._loop.call_at(self._deadline, self._check_deadline)
@@ -193,7 +194,7 @@ class Link(asyncio.Protocol):
         waited_for = self._waiter is not None
         for event in events:
             if isinstance(event, Answered):
-                self._deadline = self._loop.time() + TIMEOUT
+                self._deadline = self._loop.time() + self._patience()
                 self._answered(event)
             elif isinstance(event, Failed):
                 self._broken(event)
@@ -207,8 +208,11 @@ class Link(asyncio.Protocol):
     def _flush(self) -> None:
         data = self.client.output()
         if data and self._transport is not None:
-            self._deadline = self._loop.time() + TIMEOUT
+            self._deadline = self._loop.time() + self._patience()
             self._transport.write(data)
+
+    def _patience(self) -> float:
+        return VERDICT_TIMEOUT if self.client.awaits_verdict else TIMEOUT
 
     def _check_deadline(self) -> None:
         """Fires at the earliest time a deadline can have passed; it is moved on without touching the timer."""

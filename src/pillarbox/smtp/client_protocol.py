@@ -111,6 +111,11 @@ class Client:
         """Is a transaction under way?"""
         return self._tx is not None
 
+    @property
+    def awaits_verdict(self) -> bool:
+        """Was the message sent, and is its fate what the peer has to say next?"""
+        return bool(self._expect) and self._expect[0] is Step.EOM
+
     def output(self) -> bytes:
         """What is to be written now."""
         if not self._out:
@@ -202,7 +207,7 @@ class Client:
                 return
             line = self._buffer[: end - 1 if end and self._buffer[end - 1] == 13 else end]
             del self._buffer[: end + 1]
-            due -= self._line(line.decode("utf-8", "backslashreplace"))
+            due -= self._line(_visible(line.decode("utf-8", "backslashreplace")))
             if self._sending_body:
                 return
         if self._buffer and not self.failed:
@@ -541,6 +546,11 @@ def _reply_error(line: str) -> str:
     if not ("2" <= line[0] <= "5" and line[:3].isascii() and line[:3].isdigit()):
         return "reply code out of range"
     return ""
+
+
+def _visible(line: str) -> str:
+    """What a peer says ends up in reports and on terminals: nothing in it may control them."""
+    return line if line.isprintable() else "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
 
 
 def _result(reply: str) -> Result:
