@@ -10,6 +10,7 @@ from pillarbox.conf.model import Config, Listener, SmtpOptions
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.mail.envelope import Notify
 from pillarbox.roles.queue import INLINE_BODY
+from pillarbox.server.commands import rcpt
 
 from .memory import World, world
 
@@ -211,6 +212,21 @@ def test_limits_of_recipients_and_mails():
         assert await c.send("MAIL FROM:<s@x.example>") == "452 4.5.3 Too many recipients: Too many messages sent"
 
     run(scenario, config=with_options(max_rcpt=1, max_mails=1))
+
+
+def test_recipients_that_are_large_lists_do_not_cost_memory_without_bound(monkeypatch):
+    monkeypatch.setattr(rcpt, "ENVELOPES_MAX", 3)
+
+    async def scenario(w: World) -> None:
+        client = await w.greeted()
+        await client.send("MAIL FROM:<s@client.example.net>")
+        replies = [await client.send("RCPT TO:<alice@example.org>") for _ in range(5)]
+        assert [reply[:3] for reply in replies] == ["250", "250", "250", "451", "451"]
+        await client.send("DATA")
+        assert (await client.send(b"Subject: x\r\n\r\n.\r\n"))[:3] == "250"
+        assert len(w.queue.committed[0].envelopes) == 3
+
+    run(scenario)
 
 
 def test_dsn_parameters_reach_the_lookup_and_notify_belongs_to_one_recipient():

@@ -17,11 +17,13 @@ from pillarbox.smtp.replies import Reply
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
+ENVELOPES_MAX = 50_000  # of one message, where recipients are lists; the rest is for the next transaction
+
 
 def check(session: "Session", args: str | None) -> Reply | None:
     """Refusals that ask nobody."""
     assert session.tx is not None
-    if len(session.tx.rcpts) >= session.config.smtp.max_rcpt:
+    if len(session.tx.rcpts) >= session.config.smtp.max_rcpt or len(session.tx.envelopes) >= ENVELOPES_MAX:
         return replies.TOO_MANY_RECIPIENTS
     try:
         parse_path(args or "", default_domain=session.name)
