@@ -59,3 +59,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def homes(machine: None) -> None:
     """Empty homes and system mailboxes."""
     sandbox.clean_homes()
+
+
+@pytest.fixture(autouse=True)
+def umask() -> None:
+    """The usual umask, also after a test of code that sets its own: the users of the roles must reach what tests make."""
+    os.umask(0o022)
