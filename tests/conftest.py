@@ -63,5 +63,5 @@ def homes(machine: None) -> None:
 
 @pytest.fixture(autouse=True)
 def umask() -> None:
-    """The usual umask, also after a test of code that sets its own: the users of the roles must reach what tests make."""
+    """The usual umask, also after a test of code that sets its own: role users must reach what tests make."""
     os.umask(0o022)
