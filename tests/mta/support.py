@@ -156,6 +156,7 @@ class Mail:
         self.lookup, self.queue = Lookup(), Queue()
         self.ready: list[str] = []
         self.scheduled: list[int] = []
+        self.lost: list[tuple[int, int]] = []
         config = Config(
             hostname="our.example",
             actions={a.name: a for a in actions},
@@ -165,6 +166,7 @@ class Mail:
         self.relays = Relays(
             config=config, lookup=self.lookup, dispatchers=[], settle=self.queue.settle, ready=self.ready.append,
             log=self.log, now=time.time, monotonic=time.monotonic, schedule=self.scheduled.append,
+            lost=self.lost.extend,
         )  # fmt: skip
         self.queue.told = self.relays.settled
         self.sessions = OutgoingSessions(

@@ -1,7 +1,9 @@
+import asyncio
 from pathlib import Path
+from typing import Any
 
 from pillarbox.mail.envelope import Kind, Result
-from pillarbox.roles.bounce import BounceKind
+from pillarbox.roles.bounce import BounceKind, PendingBounce
 from tests.queue.rig import Clock, Rig, rig, run, until
 
 
@@ -57,6 +59,47 @@ def test_a_dsn_that_cannot_be_written_now_is_written_later(tmp_path: Path) -> No
             assert r.log == [f"warn: queue: bounce of {msgid:08x}: no answer"]
             assert await r.store.counts() == (0, 1)
             await r.advance(5.1)
+            await r.attempts(1, of=r.mda)
+
+    run(main)
+
+
+def test_a_dsn_that_nobody_foresaw_ends_nothing_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            real = r.bouncer.make
+
+            async def make(kind: BounceKind, pending: list[PendingBounce], *args: Any, **named: Any) -> Any:
+                if pending[0].envelope.dest == "a@x.example":
+                    raise ZeroDivisionError("a mistake of ours")
+                return await real(kind, pending, *args, **named)
+
+            r.bouncer.make = make  # type: ignore[method-assign]
+            await fail(r, "a@x.example")
+            await fail(r, "b@y.example")
+            await r.advance(1.1)
+            await r.attempts(1, of=r.mda)
+            await until(lambda: "\tZeroDivisionError: a mistake of ours" in r.log)
+            assert r.fatal == []
+
+    run(main)
+
+
+def test_a_bounce_noted_while_the_others_are_looked_for_is_not_forgotten(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, start=False) as r:
+            look, found = asyncio.Event(), r.store.bouncing
+
+            async def bouncing(limit: int) -> list[int]:
+                answer = await found(limit)
+                await look.wait()
+                return answer
+
+            r.store.bouncing = bouncing  # type: ignore[method-assign]
+            await r.queue.start()
+            await fail(r, "a@x.example")
+            look.set()
+            await r.advance(1.1)
             await r.attempts(1, of=r.mda)
 
     run(main)

@@ -1,4 +1,5 @@
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,107 @@ def test_in_flight_attempts_survive_a_restart_of_the_queue(tmp_path: Path) -> No
 
     run(before)
     run(after)
+
+
+def test_a_report_to_a_queue_that_has_just_been_restarted_waits_until_it_knows(tmp_path: Path) -> None:
+    clock = Clock()
+    seen: list[tuple[int, int]] = []
+
+    async def before() -> None:
+        async with rig(tmp_path, clock=clock) as r:
+            await r.send()
+            (attempt,) = await r.attempts(1)
+            seen.append((attempt.envelope.evpid, attempt.attempt))
+
+    async def after() -> None:
+        async with rig(tmp_path, clock=clock, start=False) as r:
+            outcome = Outcome(evpid=seen[0][0], attempt=seen[0][1], result=Result.OK)
+            report = asyncio.ensure_future(r.queue.settle([outcome]))
+            await asyncio.sleep(0.05)
+            assert not report.done()
+            await r.queue.recover([InFlight(outcomes=(outcome,))])
+            await report
+            await r.queue.start()
+            await calm(r)
+            assert r.mta.history == [], "delivered twice"
+            assert await r.store.counts() == (0, 0)
+
+    run(before)
+    run(after)
+
+
+def test_an_attempt_lost_while_its_outcome_is_not_stored_is_due_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await r.send()
+            (attempt,) = await r.attempts(1)
+            refused: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+            real, r.store.settle = r.store.settle, lambda changes: refused  # type: ignore[method-assign]
+            report = asyncio.ensure_future(r.settle([attempt], Result.OK))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            r.queue.lost([(attempt.envelope.evpid, attempt.attempt)])
+            refused.set_exception(TempFail("disk full"))
+            with pytest.raises(TempFail):
+                await report
+            r.store.settle = real  # type: ignore[method-assign]
+            await r.advance(5)
+            (again,) = await r.attempts(1)
+            assert again.envelope == attempt.envelope
+
+    run(main)
+
+
+def test_what_its_deliverers_die_of_is_tried_less_and_less_often(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await r.send()
+            for pause in (5, 20, 80):
+                (attempt,) = await r.attempts(1)
+                r.queue.lost([(attempt.envelope.evpid, attempt.attempt)])
+                await r.advance(pause - 2)
+                assert r.mta.attempts == []
+                await r.advance(2)
+            await r.attempts(1)
+
+    run(main)
+
+
+def test_a_body_that_is_gone_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        body = bytes(40000)
+        async with rig(tmp_path, paused=("mta",)) as r:
+            await r.send("a@far.example", body=body)
+        for file in (tmp_path / "segments").iterdir():
+            file.unlink()
+        async with rig(tmp_path) as r:
+            (gone,) = await r.attempts(1)
+            assert (gone.body, gone.size) == (b"", 40000)
+            with pytest.raises(TempFail):
+                await r.queue.read(gone.envelope.msgid, 0, 100)
+            await r.send("b@far.example")
+            await r.attempts(1)
+
+    run(main)
+
+
+def test_an_envelope_that_cannot_be_read_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, paused=("mta",)) as r:
+            for number in range(3):
+                await r.send(f"user{number}@far.example")
+        with sqlite3.connect(tmp_path / "queue.db") as db:
+            (damaged,) = db.execute("SELECT evpid FROM envelope ORDER BY next_try, evpid LIMIT 1").fetchone()
+            db.execute("UPDATE envelope SET data = x'c1' WHERE evpid = ?", (damaged,))
+        async with rig(tmp_path) as r:
+            await r.attempts(2)
+            await calm(r)
+            assert r.log == [
+                f"warn: scheduler: mta:far.example: envelope {damaged:016x} cannot be read and is passed over"
+            ]
+            assert r.fatal == []
+
+    run(main)
 
 
 def test_lost_attempts_are_due_again_without_a_retry(tmp_path: Path) -> None:

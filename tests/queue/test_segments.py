@@ -83,11 +83,60 @@ def test_every_life_begins_a_segment_of_its_own_and_sweeps_what_is_empty(tmp_pat
         store = open_store(tmp_path)
         await fill(store, range(4, 6))
         assert names(tmp_path) == ["00000001", "00000002", "00000003"]
-        assert await store.sweep() == 1
+        await store.sweep()
         assert names(tmp_path) == ["00000001", "00000003"]
         for msgid in range(1, 6):
             assert await store.read(msgid, 0, SIZE) == body_of(msgid)
         await store.close()
+
+    run(main)
+
+
+def test_a_segment_stays_until_what_emptied_it_is_committed(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = open_store(tmp_path)
+        await fill(store, range(1, 3))
+        await store.close()
+        store = open_store(tmp_path)
+        rows = await store.rows(0, 10, 0)
+        seen: list[str] = []
+        real = store._segments.sync
+
+        def not_now() -> None:
+            seen.extend(names(tmp_path))
+            raise NoSpace("disk full")
+
+        store._writer._before_commit = not_now
+        settled = store.settle([Gone(evpid=r.envelope.evpid) for r in rows])
+        tidied = store._writer.submit(store._segments.tidy_soon)  # as `sweep` does, in the same group
+        with pytest.raises(NoSpace):
+            await settled
+        with pytest.raises(NoSpace):
+            await tidied
+        assert seen == ["00000001"]
+        store._writer._before_commit = real
+        assert await store.read(1, 0, SIZE) == body_of(1)
+        await empty(store, range(1, 3))
+        assert names(tmp_path) == []
+        await store.close()
+
+    run(main)
+
+
+def test_a_writer_that_dies_ends_the_role_rather_than_hang_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        fatal: list[BaseException] = []
+        store = SqliteStore(tmp_path, monotonic=Clock().monotonic, on_fatal=fatal.append, lock_wait=0.0)
+
+        def bug(db: object) -> None:
+            raise RuntimeError("a mistake of ours")
+
+        store._writer._after_commit = bug
+        waiting = asyncio.ensure_future(fill(store, range(1, 3)))
+        async with asyncio.timeout(5):
+            while not fatal:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        waiting.cancel()
 
     run(main)
 

@@ -88,6 +88,7 @@ class _Queue(BaseRole):
         self._relays = Relays(
             dispatchers=list(self._dispatchers.values()),
             monotonic=time.monotonic,
+            lost=self._queue.lost,
             schedule=self._queue.schedule_soon,
             **common,
         )

@@ -46,7 +46,8 @@ class Relays:
     """Implements `roles.delivery.Relays` for dispatchers and `roles.delivery.Deliverer` for the scheduler.
 
     `settle` is the queue's own; `ready(destination)` tells the scheduler that there is room again, `schedule(evpid)`
-    that a destination is back. `now` in epoch seconds, `monotonic` in seconds. `run` must be running.
+    that a destination is back, `lost` which (evpid, attempt) died with their dispatcher. `now` in epoch seconds,
+    `monotonic` in seconds. `run` must be running.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Relays:
         log: Log,
         now: Callable[[], float],
         monotonic: Callable[[], float],
+        lost: Callable[[list[tuple[int, int]]], None],
         schedule: Callable[[int], None] = lambda evpid: None,
     ) -> None:
         self._config = config
         self._lookup = lookup
         self._ready = ready
+        self._lost = lost
         self._log = log
         self._now = now
         self._monotonic = monotonic
@@ -172,21 +175,13 @@ class Relays:
             self._connecting.dispatchers.append(dispatcher)
 
     def remove_dispatcher(self, dispatcher: Outgoing) -> None:
-        """It died: its sessions are gone, its attempts failed unless the queue heard otherwise."""
+        """It died, and its sessions with it. What it was trying is due again: no destination is to blame."""
         if dispatcher in self._connecting.dispatchers:
             self._connecting.dispatchers.remove(dispatcher)
-        lost = [
-            Outcome(
-                evpid=evpid,
-                attempt=running.attempt,
-                result=Result.TEMPFAIL,
-                errorline="Delivery interrupted",
-                esc_class=4,
-            )
-            for evpid, running in self._running.items()
-            if running.dispatcher is dispatcher
-        ]
-        self._reporter.report(lost)
+        pairs = [(evpid, r.attempt) for evpid, r in self._running.items() if r.dispatcher is dispatcher]
+        for evpid, _ in pairs:
+            del self._running[evpid]
+        self._lost(pairs)
         for session in [s for s in self._sessions.values() if s.dispatcher is dispatcher]:
             self._ended(session, SessionEvent(session=session.id, state="closed"))
 

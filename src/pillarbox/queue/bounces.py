@@ -95,14 +95,15 @@ class Bounces:
                     await self._alarm.wait()
 
     async def _find_more(self) -> None:
-        if self._more and not self._due:
+        if self._more and len(self._due) <= REMEMBERED // 2:
             try:
                 found = await self._store.bouncing(REMEMBERED)
             except TempFail as error:
                 self._log.warn(f"queue: bounces: {error}")
                 return
             self._more = len(found) == REMEMBERED
-            self._due = dict.fromkeys(found, self._monotonic())
+            for msgid in found:
+                self._due.setdefault(msgid, self._monotonic())
 
     async def _bounce(self, msgid: int) -> None:
         """The DSNs of one message."""
@@ -111,9 +112,12 @@ class Bounces:
             async with asyncio.timeout(DEADLINE):
                 finished = await self._write_all(msgid)
         except (TempFail, TimeoutError) as error:
-            failures = self._failures[msgid] = self._failures.get(msgid, 0) + 1
-            self._due[msgid] = self._monotonic() + AGAIN[min(failures, len(AGAIN)) - 1]
+            self._put_off(msgid)
             self._log.warn(f"queue: bounce of {msgid:08x}: {error or 'no answer in time'}")
+            return
+        except Exception as error:  # noqa: BLE001 - one message that nobody foresaw must not end the queue for all
+            self._put_off(msgid)
+            self._log.exception(f"queue: bounce of {msgid:08x}", error)
             return
         self._failures.pop(msgid, None)
         if self._due.get(msgid) == noted:
@@ -121,6 +125,10 @@ class Bounces:
                 del self._due[msgid]
             else:
                 self._due[msgid] = self._monotonic()
+
+    def _put_off(self, msgid: int) -> None:
+        failures = self._failures[msgid] = self._failures.get(msgid, 0) + 1
+        self._due[msgid] = self._monotonic() + AGAIN[min(failures, len(AGAIN)) - 1]
 
     async def _write_all(self, msgid: int) -> bool:
         rows = await self._store.bounces(msgid, PER_DSN)

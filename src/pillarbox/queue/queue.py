@@ -70,6 +70,7 @@ class Queue:
         self._incoming = 0
         self._ids: list[int] = []
         self._reserving = asyncio.Lock()
+        self._recovered = asyncio.Event()  # until then nobody knows what an outcome belongs to
         self._running: asyncio.Task[None] | None = None
         self.scheduler = Scheduler(
             store=store,
@@ -113,10 +114,12 @@ class Queue:
             row = await self._row(outcome.evpid)
             if row is not None and row.attempt != outcome.attempt:
                 self.scheduler.adopt(row, outcome.attempt)
+        self._recovered.set()
         await self.settle(list(reported.values()))
 
     async def start(self) -> None:
         """Begin to schedule, to bounce and to sweep; goes on until `close`."""
+        self._recovered.set()
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run(), name="queue")
             self._running.add_done_callback(self._ended)
@@ -236,7 +239,12 @@ class Queue:
     # Outcomes.
 
     async def settle(self, outcomes: list[Outcome]) -> None:
-        """Store what became of attempts. One that is not under way was settled before, or is not ours any more."""
+        """Store what became of attempts. One that is not under way was settled before, or is not ours any more.
+
+        What is reported to a queue that has just been restarted waits until it has asked what is under way: it would
+        take it for something settled, and send the message again.
+        """
+        await self._recovered.wait()
         flights: list[tuple[Flight, Outcome, Verdict]] = []
         waits: list[Awaitable[list[bool]]] = []
         now = int(self._now())

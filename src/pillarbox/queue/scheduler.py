@@ -37,7 +37,9 @@ IDLE = 10.0  # seconds until an idle destination is forgotten
 PARKED = 30  # seconds until a deliverer without room is asked again, should it forget to call `ready`
 BLOCKED = 60  # seconds for which a parked destination is left on disk
 RETRY_READ = 5  # seconds after a failed read
-LOST = 5  # seconds before an attempt whose deliverer died is started again
+LOST = 5  # seconds before an attempt whose deliverer died is started again; four times as long each time after
+LOST_MAX = 3600
+LOSSES = 10_000  # envelopes whose losses are remembered
 JUMP = 60  # seconds that clock and monotonic time may drift apart
 HORIZON = 40 * 86400  # nothing is put off for longer: what seems to be was stored under a wrong clock
 LONGEST_SLEEP = 30.0
@@ -76,7 +78,8 @@ class Scheduler:
         self._rings: dict[str, deque[Destination]] = {kind: deque() for kind in KINDS}
         self._alarms: list[tuple[int, str]] = []  # (epoch, destination)
         self._next_scan: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-        self._lost: deque[tuple[int, Flight]] = deque()  # (epoch, whose deliverer died)
+        self._lost: list[tuple[int, int, Flight]] = []  # a heap: (epoch, attempt, whose deliverer died)
+        self._losses: dict[int, int] = {}
         self._to_fetch: asyncio.Queue[Destination] = asyncio.Queue()
         self._alarm = asyncio.Event()
         self._planned = False
@@ -171,6 +174,7 @@ class Scheduler:
     def ended(self, flight: Flight, again: int | None) -> None:
         """The outcome of an attempt is stored. `again`: when it is due next, None: it is gone."""
         self._release(flight)
+        self._losses.pop(flight.envelope.evpid, None)
         destination = flight.destination
         if again is not None:
             self._note(destination, again)
@@ -180,12 +184,23 @@ class Scheduler:
         """The peer that held these attempts is gone. They become due again; see `Queue.lost`."""
         for evpid, attempt in pairs:
             flight = self.under_way(evpid, attempt)
-            if flight is not None and flight.settling is None:
+            if flight is not None and flight.settling is not None:
+                # Its outcome came before; should it not be stored, nobody repeats it.
+                flight.settling.add_done_callback(lambda _, pair=(evpid, attempt): self.lost([pair]))  # type: ignore[misc]
+            elif flight is not None:
                 self._stop(flight)
                 flight.attempt = ASIDE  # held, so that no read brings it back at once
-                again = int(self._now()) + LOST
-                self._lost.append((again, flight))
+                again = int(self._now()) + self._pause_after_loss(evpid)
+                heapq.heappush(self._lost, (again, attempt, flight))
                 self._ring_at(again, flight.destination.key)
+
+    def _pause_after_loss(self, evpid: int) -> int:
+        """Seconds. Should it be this envelope that its deliverers die of, they get to live longer and longer."""
+        if len(self._losses) >= LOSSES:
+            self._losses.clear()
+        before = self._losses.get(evpid, 0)
+        self._losses[evpid] = before + 1
+        return int(min(LOST * 4**before, LOST_MAX))
 
     def forget(self, evpids: Collection[int]) -> None:
         """These were removed or suspended: those waiting are not started, attempts under way run on."""
@@ -409,6 +424,10 @@ class Scheduler:
             if page.rest is not None:  # not note(): the cursor stands before it
                 destination.due = page.rest if destination.due is None else min(destination.due, page.rest)
                 self._ring_at(destination.due, destination.key)
+        for when, evpid in page.damaged:
+            self._log.warn(f"scheduler: {destination.key}: envelope {evpid:016x} cannot be read and is passed over")
+            if when <= now and destination.version == version:
+                destination.cursor = max(destination.cursor, (when, evpid))
         if expired:
             await self._expire_all(destination, expired)
 
@@ -470,7 +489,7 @@ class Scheduler:
         await self._notice_jump()
         now = self._now()
         while self._lost and self._lost[0][0] <= now:
-            _, flight = self._lost.popleft()
+            _, _, flight = heapq.heappop(self._lost)
             self._release(flight)
             self.look_again([flight.destination.key])
         while self._alarms and self._alarms[0][0] <= now:
@@ -494,6 +513,7 @@ class Scheduler:
             self._offset = offset
             self._since = int(now)
             self._next_scan = dict.fromkeys(KINDS, 0.0)
+            self._lost = [(0, attempt, flight) for _, attempt, flight in self._lost]
             self.look_again(list(self._known))
         if jumped or not self._clock_checked:
             self._clock_checked = True

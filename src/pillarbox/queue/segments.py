@@ -35,6 +35,7 @@ class Segments:
         self._length = 0
         self._dirty = False
         self._shrunk: set[int] = set()
+        self._untidy = False
 
     def append(self, body: bytes) -> tuple[int, int]:
         """Write a body; returns its segment and offset. TempFail where there is no room; an OSError is the disk's."""
@@ -84,25 +85,32 @@ class Segments:
         self._shrunk.clear()
 
     def reap(self, db: sqlite3.Connection) -> None:
-        """After the COMMIT: remove the segments that became empty."""
+        """After the COMMIT, and never before: remove the segments that became empty."""
+        if self._untidy:
+            self._untidy = False
+            self._tidy(db)
         if self._shrunk:
             for segment in self._shrunk:
                 if segment != self._current and not _is_used(db, segment):
                     self._remove(segment)
             self._shrunk.clear()
 
-    def tidy(self, db: sqlite3.Connection) -> int:
-        """Remove segments that nothing refers to, and punch holes where old ones are dead; returns how many went."""
-        removed = 0
-        for segment in self._existing():
-            if segment == self._current:
-                continue
-            if not _is_used(db, segment):
-                self._remove(segment)
-                removed += 1
-            else:
-                self._punch(db, segment)
-        return removed
+    def tidy_soon(self, db: sqlite3.Connection) -> None:
+        """With the group that this is part of, remove what nothing refers to, and punch holes where all is dead.
+
+        Not at once: what the group has deleted so far comes back if it is not committed.
+        """
+        self._untidy = True
+
+    def _tidy(self, db: sqlite3.Connection) -> None:
+        with contextlib.suppress(OSError):
+            for segment in self._existing():
+                if segment == self._current:
+                    continue
+                if _is_used(db, segment):
+                    self._punch(db, segment)
+                else:
+                    self._remove(segment)
 
     def close(self) -> None:
         """Begin no more."""

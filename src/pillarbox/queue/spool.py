@@ -11,7 +11,7 @@ from pillarbox.errors import NoSpace, PillarboxError
 
 FREE = 0.05  # share of space and of inodes that new mail leaves alone
 CHECK_EVERY = 1.0  # seconds
-LOCK_WAIT = 3.0  # seconds a second instance waits for the first to end
+LOCK_WAIT = 20.0  # seconds: one whose server was killed still commits what was begun, and checkpoints
 
 
 class Spool:

@@ -20,7 +20,7 @@ from pillarbox.mail.envelope import Envelope, decode_envelope
 from pillarbox.queue import schema
 from pillarbox.queue.bodies import Bodies
 from pillarbox.queue.segments import Segments
-from pillarbox.queue.spool import Spool
+from pillarbox.queue.spool import LOCK_WAIT, Spool
 from pillarbox.queue.store import Gone, Later, Page, Row, StoredMessage
 from pillarbox.queue.writer import Writer
 from pillarbox.roles.bounce import PendingBounce
@@ -61,7 +61,7 @@ class SqliteStore:
         *,
         monotonic: Callable[[], float],
         on_fatal: Callable[[BaseException], None],
-        lock_wait: float = 3.0,
+        lock_wait: float = LOCK_WAIT,
     ) -> None:
         self._spool = Spool(folder, monotonic=monotonic, wait=lock_wait)
         try:
@@ -241,12 +241,17 @@ class SqliteStore:
             " ORDER BY e.next_try, e.evpid LIMIT ?"
         )
         rows: list[Row] = []
+        damaged: list[tuple[int, int]] = []
         cursor = db.execute(_ROW_BODY + query, (destination, *after, limit + 1))
         for fields in cursor:
-            if len(rows) == limit:
+            if len(rows) + len(damaged) == limit:
                 cursor.close()
-                return Page(rows, fields[2])
-            row = _row(fields)
+                return Page(rows, fields[2], damaged)
+            try:
+                row = _row(fields)
+            except (msgspec.MsgspecError, UnicodeError):  # it must not keep the others from being sent
+                damaged.append((fields[2], fields[0]))
+                continue
             if row.size <= budget:
                 if not row.body and 0 < row.size <= INLINE_BODY:  # not in its row
                     row = msgspec.structs.replace(row, body=self._outside(row, *fields[11:13]))
@@ -254,12 +259,15 @@ class SqliteStore:
             elif row.body:
                 row = msgspec.structs.replace(row, body=b"")
             rows.append(row)
-        return Page(rows, None)
+        return Page(rows, None, damaged)
 
     def _outside(self, row: Row, segment: int | None, at: int) -> bytes:
-        if segment is not None:
-            return self._segments.read(segment, at, row.size)
-        return self._bodies.read(row.envelope.msgid, 0, row.size)
+        try:
+            if segment is not None:
+                return self._segments.read(segment, at, row.size)
+            return self._bodies.read(row.envelope.msgid, 0, row.size)
+        except TempFail:
+            return b""  # asked for again when it is sent; it is that attempt's failure, not that of the whole page
 
     async def destinations(self, kind: str, now: int, limit: int) -> list[str]:
         """Destinations that are due."""
@@ -395,7 +403,8 @@ class SqliteStore:
         """Remove orphan body files, a folder at a time."""
         self._bodies.drop_abandoned()
         loop = asyncio.get_running_loop()
-        swept: int = await self._writer.submit(self._segments.tidy)
+        await self._writer.submit(self._segments.tidy_soon)
+        swept = 0
         for folder in range(256):
             found = await loop.run_in_executor(self._body_threads, self._bodies.candidates, folder)
             if not found:

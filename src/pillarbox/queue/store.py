@@ -76,10 +76,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Rows of a destination in the order (next_try, evpid). `rest`: next_try of the row behind them, None: the end."""
+    """Rows of a destination in the order (next_try, evpid). `rest`: next_try of the row behind them, None: the end.
+
+    `damaged`: (next_try, evpid) of those among them that cannot be read.
+    """
 
     rows: list[Row]
     rest: int | None
+    damaged: list[tuple[int, int]] = []
 
 
 class Store(Protocol):

@@ -146,6 +146,12 @@ class Writer:
     # In the thread.
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 - or everybody would wait for ever for what this thread does
+            self._call(self._fail, error)
+
+    def _serve(self) -> None:
         while True:
             try:
                 group = self._groups.get(timeout=CHECKPOINT_IDLE if self._unsaved else None)
@@ -240,6 +246,8 @@ class Writer:
 
 
 def _failure(error: BaseException) -> TempFail:
+    if isinstance(error, TempFail):
+        return error
     full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
     return NoSpace(f"queue: {error}") if full else TempFail(f"queue: {error}")
 
