@@ -26,9 +26,9 @@ from pillarbox.queue.writer import Writer
 from pillarbox.roles.bounce import PendingBounce
 from pillarbox.roles.queue import INLINE_BODY
 
-# Bytes: bodies up to this are rows, larger ones lie in segments. Measured end to end on a fresh ext4 image, messages a
-# second: 4 KB as rows 3,800 to 4,000, in segments 2,100 to 3,500; 14 KB 3,200 and 2,300 to 3,100; 64 KB as rows 1,400 to
-# 1,800, as a file each 1,250, in segments 1,900 to 2,100.
+# Bytes: bodies up to this are rows, larger ones lie in segments. Measured end to end on a fresh ext4 image, messages
+# a second: 4 KB as rows 3,800 to 4,000, in segments 2,100 to 3,500; 14 KB 3,200 and 2,300 to 3,100; 64 KB as rows
+# 1,400 to 1,800, as a file each 1,250, in segments 1,900 to 2,100.
 ROW_BODY = 16 * 1024
 READERS = 2
 BODY_THREADS = 16  # concurrent syncs share a journal commit of the file system

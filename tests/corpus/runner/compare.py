@@ -154,6 +154,22 @@ def sessions(seen: Mapping[str, Sequence[Sequence[str]]], want: Mapping[str, Any
     return ""
 
 
+def transactions(sessions: Iterable[Sequence[str]]) -> list[list[str]]:
+    """What was sent, message by message, whichever session it went by: from each MAIL to what follows its end."""
+    found: list[list[str]] = []
+    for session in sessions:
+        inside = False
+        for line in session:
+            if line.startswith("C: MAIL "):
+                found.append([])
+                inside = True
+            elif line.startswith(("C: QUIT", "CLOSE:")):
+                inside = False
+            if inside:
+                found[-1].append(line)
+    return found
+
+
 def _plain_dsn(session: list[str]) -> list[str]:
     """A session with the free text of a notification left out of the message it carries."""
     if not any(line.startswith("C: From: Mailer Daemon <MAILER-DAEMON@") for line in session):

@@ -145,9 +145,13 @@ def judge_relay(case: Case, stage: Stage) -> str:
             return f"not accepted: {seen[-3:]}"
 
         def check() -> str:
+            told, wanted, words = _told(made), data["sink_sessions"], ["mta"]
+            if data.get("by_transaction"):
+                told, wanted = ({n: compare.transactions(s) for n, s in side.items()} for side in (told, wanted))
+                words = ["mta delivery"]
             return (
-                compare.log(server.log(), data["log"], ["mta"])
-                or compare.sessions(_told(made), data["sink_sessions"], varies=varies)
+                compare.log(server.log(), data["log"], words)
+                or compare.sessions(told, wanted, varies=varies)
                 or compare.queue(queued(server), data["queue_after"], varies=varies)
             )
 

@@ -45,6 +45,7 @@ def expected(case: Case, notes: Notes) -> Case:
     if steps := note.get("steps"):
         first = [{**step, **steps.get(str(number), {})} for number, step in enumerate(data["sessions"][0])]
         data["sessions"] = [first, *data["sessions"][1:]]
+    data["by_transaction"] = note.get("by_transaction", False)
     if "log" in data:
         kept = [line for line in data["log"] if not any(text in line for text in note.get("drop", ()))]
         data["log"] = [*kept, *note.get("add", ())]
