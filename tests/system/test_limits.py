@@ -180,7 +180,7 @@ def test_a_large_message_costs_little_memory(folder: Path, wiring: Wiring) -> No
             time.sleep(0.02)
         assert sender.returncode == 0
         print(f"{(peak - before) / 1024:.1f} MB")
-        assert (peak - before) / 1024 < 12, f"{(peak - before) / 1024:.1f} MB more"
+        assert (peak - before) / 1024 < 4, f"{(peak - before) / 1024:.1f} MB more"
 
 
 _SEND_LARGE = """
