@@ -9,6 +9,8 @@ import pytest
 from pillarbox.conf.model import Local
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Result
+from pillarbox.mda.process import DeliveryProcess
+from pillarbox.mda.wire import Ended, Report, frame
 from pillarbox.roles.delivery import InFlight
 from tests.mda.support import AS_ROOT, GID, LOCAL_BODY, UID, World, deliver, in_world, read_tree
 
@@ -283,5 +285,55 @@ def test_too_many_orders_are_refused_whole():
         with pytest.raises(TempFail):
             await world.agent.deliver([world.order(200, "a")])
         assert len((await world.agent.in_flight()).running) == 102
+
+    in_world(body, a=MAILDIR)
+
+
+def test_what_a_child_said_before_it_ended_counts():
+    """It may end while the agent is still giving it jobs: those reported are not delivered twice."""
+
+    class Ends(DeliveryProcess):
+        def fork(self, make, connection):
+            mine = connection.dup()
+            mine.send(frame(Report(index=0, result=Result.OK)))
+            mine.close()
+            ended = asyncio.get_running_loop().create_future()
+            ended.set_result(Ended(child=1, status=9))
+            return 1, ended
+
+    async def body(world: World) -> None:
+        world.agent._process = Ends(log=world.log)
+        await world.agent.deliver([world.order(n, "a", body=b"x" * 400_000) for n in (1, 2)])
+        outcomes = await world.outcomes(2)
+        assert [(o.result, o.errorline) for o in outcomes] == [
+            (Result.OK, ""),
+            (Result.TEMPFAIL, "terminated; signal 9"),
+        ]
+
+    in_world(body, a=MAILDIR)
+
+
+def test_command_whose_message_does_not_come_in_time_is_ended_with_it():
+    async def body(world: World) -> None:
+        order = world.order(
+            1, "a", body=b"A: b\r\n\r\n" + b"x" * 400_000, stream=True, mda_exec="cat >all && touch end"
+        )
+        read, pieces = world.queue.read, asyncio.Semaphore(4)
+
+        async def stalls(msgid: int, offset: int, count: int) -> bytes:
+            await pieces.acquire()
+            return await read(msgid, offset, count)
+
+        world.queue.read = stalls  # type: ignore[method-assign]
+        await world.agent.deliver([order])
+        async with asyncio.timeout(10):
+            while not os.path.exists(f"{world.home}/all") or not os.path.getsize(f"{world.home}/all"):  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.05)
+        with open(f"/proc/{world.process.pid}/task/{world.process.pid}/children") as children:  # noqa: ASYNC230
+            os.kill(int(children.read()), signal.SIGALRM)
+        (outcome,) = await world.outcomes(1)
+        assert (outcome.result, outcome.errorline) == (Result.TEMPFAIL, "terminated; timeout")
+        await asyncio.sleep(0.3)
+        assert "end" not in read_tree(world.home)
 
     in_world(body, a=MAILDIR)

@@ -193,15 +193,39 @@ def test_user_that_is_not_found_ends_the_attempt(user, broken, result, line, cod
     in_world(body)
 
 
-def test_parent_that_takes_no_orders_is_temporary():
+def test_order_that_was_not_taken_is_repeated_and_blames_nobody():
     async def body(world: World) -> None:
         world.agent.broken = True
         world.give(1)
-        await world.settled.wait()
-        assert world.outcomes[0].result is Result.TEMPFAIL
+        await asyncio.sleep(0.15)
         world.agent.broken = False
-        world.give(1, first=2)
         assert await world.orders(1) == [1]
+        assert world.outcomes == []
+
+    in_world(body)
+
+
+def test_order_that_was_heard_without_an_answer_is_repeated_until_its_outcome_is_known():
+    async def body(world: World) -> None:
+        take = world.agent.deliver
+
+        async def deaf(deliveries: list[LocalDelivery]) -> None:
+            await take(deliveries)
+            raise TempFail("the parent did not answer")
+
+        world.agent.deliver = deaf  # type: ignore[method-assign]
+        world.give(2)
+        await world.orders(2)
+        assert world.agent.orders[0] == world.agent.orders[1]
+        await world.settle([Outcome(evpid=1 << 32 | 7, attempt=1, result=Result.OK)])
+        told = len(world.agent.orders)
+        await world.orders(told + 1)
+        assert [d.envelope.evpid >> 32 for d in world.agent.orders[-1]] == [2]
+        await world.end(-1)
+        told = len(world.agent.orders)
+        await asyncio.sleep(1)
+        assert len(world.agent.orders) <= told + 1
+        assert {o.result for o in world.outcomes} == {Result.OK}
 
     in_world(body)
 

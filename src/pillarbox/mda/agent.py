@@ -5,6 +5,7 @@ every outcome until queue has acknowledged it. What a delivery does happens in `
 """
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import signal
@@ -166,25 +167,24 @@ class _Talk:
     async def run(self, process: DeliveryProcess) -> str:
         """Give the jobs, take the reports. Returns why there are no more of them; OSError, MsgspecError."""
         ours, theirs = socket.socketpair()
+        reason = ""
         with ours:
             ours.setblocking(False)
             with theirs:
                 child, ended = process.fork(self._batch.start, theirs)
             try:
-                async with asyncio.timeout(_PATIENCE):
-                    await asyncio.get_running_loop().sock_sendall(ours, b"".join(map(frame, self._batch.jobs)))
-                while self.open:
-                    async with asyncio.timeout(_PATIENCE):
-                        if not await self._read(ours):
-                            break
+                await self._converse(ours)
             except TimeoutError:
+                reason = "terminated; timeout"
                 process.kill(child)
-                return "terminated; timeout"
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it ended; how is told by the delivery process
             except (OSError, msgspec.MsgspecError):
                 process.kill(child)
                 raise
+            await self._hear_out(ours)
+        if reason:
+            return reason
         if not self.open:
             return ""
         try:
@@ -192,6 +192,21 @@ class _Talk:
                 return _reason(await ended)
         except TimeoutError:
             return "delivery process does not answer"
+
+    async def _converse(self, connection: socket.socket) -> None:
+        async with asyncio.timeout(_PATIENCE):
+            await asyncio.get_running_loop().sock_sendall(connection, b"".join(map(frame, self._batch.jobs)))
+        while self.open:
+            async with asyncio.timeout(_PATIENCE):
+                if not await self._read(connection):
+                    return
+
+    async def _hear_out(self, connection: socket.socket) -> None:
+        """What a child said before it ended counts: those messages would be delivered twice."""
+        with contextlib.suppress(OSError, TimeoutError, msgspec.MsgspecError):
+            async with asyncio.timeout(_END_WAIT):
+                while self.open and await self._read(connection):
+                    pass
 
     async def _read(self, connection: socket.socket) -> bool:
         """Act on what the child says next; False at its end."""

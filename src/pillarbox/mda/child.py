@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from types import FrameType
 
 import msgspec
 
@@ -62,12 +63,18 @@ def run_child(start: Start, connection: socket.socket) -> None:
         refused = error
     except OSError as error:
         refused = Failure(Result.TEMPFAIL, f"cannot drop privileges: {error.strerror}", _EX_OSERR)
+    signal.signal(signal.SIGALRM, _out_of_time)
     if refused is None:
         _enter(home)
     elif os.geteuid() == 0:
         _become(_NOBODY, _NOBODY, set())  # the jobs are read to refuse them, not with our rights
     with contextlib.suppress(Gone):
         _Worker(_Channel(connection), home, mailbox).run(start.count, refused)
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> None:
+    """Leave in an orderly way: end the command, lest it takes the end of its input for the message's; cut the mbox."""
+    raise Failure(Result.TEMPFAIL, "terminated; timeout")
 
 
 def _resolve(start: Start) -> tuple[Start, str]:
@@ -202,7 +209,7 @@ class _Worker:
 
     def _do(self, job: Job) -> Report | None:
         """One job; None where the report comes later."""
-        # The clock of last resort: a step that cannot be given a deadline ends the process.
+        # The clock of last resort, for a step that cannot be given a deadline.
         signal.alarm(TIME_LIMIT + 10)
         deadline = time.monotonic() + TIME_LIMIT
         try:

@@ -23,6 +23,8 @@ from pillarbox.roles.lookup import Lookup, User
 
 _LOOKUP_WAIT = 30.0
 _ORDER_WAIT = 30.0
+_ORDER_PAUSE = 0.1  # seconds before an order is repeated, doubled up to
+_ORDER_PAUSE_MAX = 5.0
 _BYTES_MAX = 16 * 1024 * 1024  # of bodies held, waiting or being delivered
 _ESC_OTHER_ADDRESS = 10  # RFC 3463 X.1.0
 _ESC_MAILBOX_MOVED = 16  # RFC 3463 X.1.6
@@ -239,12 +241,25 @@ class Deliveries:
         if user is None:
             self._fail(attempts, Result.PERMFAIL, "Permanent failure in user lookup", _ESC_MAILBOX_MOVED)
             return
-        orders = [self._local(attempt, user, await self._resolve(action)) for attempt, action in batch]
-        try:
-            async with asyncio.timeout(_ORDER_WAIT):
-                await self._agent.deliver(orders)
-        except (TempFail, PermFail, TimeoutError):
-            self._fail(attempts, Result.TEMPFAIL, "Cannot start delivery", _ESC_OTHER_SYSTEM)
+        await self._give([self._local(attempt, user, await self._resolve(action)) for attempt, action in batch])
+
+    async def _give(self, orders: list[LocalDelivery]) -> None:
+        """Give the agent its orders, again and again until it takes them.
+
+        One that got no answer may have been heard: to call it a failure would be to deliver twice. The agent knows by
+        its attempt what it was told before, and what it has done is not an attempt of ours any more.
+        """
+        pause = _ORDER_PAUSE
+        while orders := [o for o in orders if (o.envelope.evpid, o.attempt) in self._attempts]:
+            try:
+                async with asyncio.timeout(_ORDER_WAIT):
+                    await self._agent.deliver(orders)
+            except (TempFail, PermFail, TimeoutError) as error:
+                self._log.debug(f"mda: {len(orders)} orders not taken, repeating in {pause:g}s: {error}")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _ORDER_PAUSE_MAX)
+            else:
+                return
 
     def _local(self, attempt: Attempt, user: User, addresses: str) -> LocalDelivery:
         return LocalDelivery(
