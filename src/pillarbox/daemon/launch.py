@@ -13,6 +13,7 @@ from pillarbox import __version__, places
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, lock, privileges
 from pillarbox.daemon.settings import KeyPair, Secrets, Settings
+from pillarbox.daemon.unserved import refuse_unserved
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
@@ -142,7 +143,8 @@ def stop_on_signals(stop: Callable[[], None], log: Log) -> None:
 
 
 def launch(config: Config, settings: Settings, log: Log) -> int:
-    """Bind, prepare, start; returns the exit status when the server has ended."""
+    """Bind, prepare, start; returns the exit status when the server has ended. Raises ConfigError, PillarboxError."""
+    refuse_unserved(config)
     as_root = os.geteuid() == 0
     one_process = settings.one_process or not as_root
     os.umask(0o022)

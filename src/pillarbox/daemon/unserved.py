@@ -1,0 +1,40 @@
+"""What a configuration may ask for and this version does not do yet. `smtpd -n` accepts it, the server does not start.
+
+Going on without would harm: a filter that does not run lets everything through, a PROXY header that is not read makes
+the proxy the client (and one on this machine everybody's relay), a queue that should be encrypted lies open on disk.
+What is merely missing (compression) is no reason to stay down.
+"""
+
+from collections.abc import Iterator
+
+from pillarbox.conf.model import Config, Relay, TableKind
+from pillarbox.errors import ConfigError, Problem
+
+_SERVED_TABLES = (TableKind.STATIC, TableKind.FILE, TableKind.GETPWNAM)
+
+
+def refuse_unserved(config: Config) -> None:
+    """Raise ConfigError naming each of them."""
+    problems = list(_problems(config))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    for listener in config.listeners:
+        if listener.proxy_v2:
+            yield _problem(config, "proxy-v2", listener.line)
+        if listener.filter:
+            yield _problem(config, "a filter on a listener", listener.line)
+    for action in config.actions.values():
+        if isinstance(action, Relay) and action.filter:
+            yield _problem(config, f'the filter of action "{action.name}"', action.line)
+    for table in config.tables.values():
+        if table.kind not in _SERVED_TABLES:
+            yield _problem(config, f'the backend of table "{table.name}"', 0)
+    if config.queue.encryption or config.queue.encryption_ask:
+        yield _problem(config, "queue encryption", 0)
+
+
+def _problem(config: Config, what: str, line: int) -> Problem:
+    return Problem(f"{what} is not there yet in this version: the server does not start without it", config.file, line)
