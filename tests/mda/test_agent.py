@@ -331,6 +331,7 @@ def test_command_whose_message_does_not_come_in_time_is_ended_with_it():
                 await asyncio.sleep(0.05)
         with open(f"/proc/{world.process.pid}/task/{world.process.pid}/children") as children:  # noqa: ASYNC230
             os.kill(int(children.read()), signal.SIGALRM)
+        pieces.release()
         (outcome,) = await world.outcomes(1)
         assert (outcome.result, outcome.errorline) == (Result.TEMPFAIL, "terminated; timeout")
         await asyncio.sleep(0.3)
