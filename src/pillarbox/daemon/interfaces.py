@@ -1,5 +1,6 @@
 """The machine's network interfaces and what `listen on WORD` means here."""
 
+import errno
 import ipaddress
 import socket
 import time
@@ -11,6 +12,7 @@ from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PillarboxError
 
 BACKLOG = 1024
+_PATIENCE = 5.0  # seconds: the processes of a server that is just ending let go soon
 
 Endpoint = tuple[socket.AddressFamily, str, int]
 
@@ -63,17 +65,46 @@ def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
 
 def bind(endpoint: Endpoint) -> socket.socket:
     """One listening socket of an endpoint, to be one of several on it (SO_REUSEPORT)."""
-    family, address, port = endpoint
-    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        target = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0][4]
-        listening.bind(target)
+        listening = _bound(endpoint, shared=True)
         listening.listen(BACKLOG)
     except OSError as error:
-        listening.close()
-        raise PillarboxError(f"listen on {address} port {port}: {error.strerror}") from error
+        raise _taken(endpoint, error) from error
     return listening
+
+
+def wait_free(endpoint: Endpoint) -> None:
+    """Wait until nobody listens there any more; PillarboxError where somebody goes on.
+
+    Sockets that may be shared would let two servers of ours take turns with each other's mail, and connections go to
+    the processes of one that was just killed.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            _bound(endpoint, shared=False).close()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise _taken(endpoint, error) from error
+        time.sleep(0.05)
+
+
+def _bound(endpoint: Endpoint, *, shared: bool) -> socket.socket:
+    family, address, port = endpoint
+    bound = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        target = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0][4]
+        bound.bind(target)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _taken(endpoint: Endpoint, error: OSError) -> PillarboxError:
+    return PillarboxError(f"listen on {endpoint[1]} port {endpoint[2]}: {error.strerror}")

@@ -7,6 +7,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from pillarbox import __version__, places
@@ -17,10 +18,22 @@ from pillarbox.daemon.unserved import refuse_unserved
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
+_ENDING = 20  # seconds for threads to end once everything else has: the disk or the name service may hang
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """What is bound before the roles start: for each listener and address one a dispatcher, and the control socket."""
+
+    listening: list[tuple[int, list[socket.socket]]]
+    control: socket.socket
+
 
 def bind_all(config: Config, dispatchers: int) -> list[tuple[int, list[socket.socket]]]:
-    """The listening sockets: for each listener and address, one socket per dispatcher."""
+    """The listening sockets. PillarboxError where somebody else has an address, our own kind included."""
     bound: list[tuple[int, list[socket.socket]]] = []
+    for endpoint in {e for x in config.listeners if not x.socket for e in interfaces.endpoints(x)}:
+        interfaces.wait_free(endpoint)
     for listener in config.listeners:
         if listener.socket:
             continue
@@ -29,16 +42,37 @@ def bind_all(config: Config, dispatchers: int) -> list[tuple[int, list[socket.so
     return bound
 
 
-def prepare_state(state: str, owner: privileges.Account | None) -> None:
-    """Make the state directory and what belongs to it, and give the spool to its role."""
+def make_state(state: str) -> None:
+    """Make the state directory. One in which others may put things is refused: they could exchange what we trust."""
     try:
         os.makedirs(state, mode=0o711, exist_ok=True)
+        found = os.stat(state)
+    except OSError as error:
+        raise PillarboxError(f"state directory {state}: {error.strerror or error}") from error
+    me = os.geteuid()
+    if found.st_uid not in {0, me}:
+        raise PillarboxError(
+            f"state directory {state} belongs to uid {found.st_uid}: give it to uid {me}, or name another --state"
+        )
+    # The groups of users are often their own; root's are not.
+    if found.st_mode & (0o022 if me == 0 else 0o002):
+        raise PillarboxError(
+            f"state directory {state} is writable by others (mode {stat.S_IMODE(found.st_mode):04o}):"
+            " chmod go-w it, or name another --state"
+        )
+
+
+def prepare_state(state: str, owner: privileges.Account | None) -> None:
+    """Make what belongs into the state directory, and give the spool to its role. To be called with the lock held."""
+    try:
         if owner is not None:
             os.chmod(state, os.stat(state).st_mode | 0o711)  # noqa: S103 - roles pass through to what is theirs
         queue = os.path.join(state, "queue")
         os.makedirs(queue, mode=0o700, exist_ok=True)
         if owner is not None and os.stat(queue).st_uid != owner.uid:
             _give(queue, owner)
+        elif owner is None and os.geteuid() == 0:
+            os.chown(queue, 0, 0)  # new files in it will be root's: several processes have to be given it anew
         offline = places.offline_directory(state)
         os.makedirs(offline, exist_ok=True)
         if os.geteuid() == os.stat(offline).st_uid:
@@ -89,17 +123,26 @@ def _read(path: str) -> bytes:
         raise PillarboxError(f"{path}: {error.strerror}") from error
 
 
-def check_readable(account: privileges.Account) -> None:
-    """Role users must be able to read the interpreter and its packages; say what to do where they cannot."""
-    paths = [sys.executable, __file__, os.__file__, asyncio.__file__]
+def check_readable(account: privileges.Account, state: str) -> None:
+    """Role users must be able to read the interpreter and its packages, queue its spool; say what to do otherwise."""
+    needed = [sys.executable, __file__, os.__file__, asyncio.__file__]
+    spool = os.path.join(state, "queue")
     pid = os.fork()
     if pid == 0:
+        status = 3
         try:
             privileges.become(account)
-            os._exit(0 if all(os.access(p, os.R_OK) for p in paths) else 1)
+            readable = all(os.access(p, os.R_OK) for p in needed)
+            status = 1 if not readable else 2 if not os.access(spool, os.R_OK | os.W_OK | os.X_OK) else 0
         finally:
-            os._exit(2)
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == 2:
+        raise PillarboxError(
+            f"user {account.name} cannot use {spool}: every user must be able to pass through the directories above"
+            " (chmod a+x them), or name another --state"
+        )
+    if status:
         raise PillarboxError(
             f"user {account.name} cannot read {sys.executable} or {os.path.dirname(__file__)}: install Python and"
             " Pillarbox where every user may read them (not below a home directory), or use --one-process"
@@ -130,8 +173,15 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
         factory = uvloop.new_event_loop
     except ImportError:
         factory = None
+
+    async def run() -> int:
+        try:
+            return await main
+        finally:
+            signal.alarm(_ENDING)
+
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+        return runner.run(run())
 
 
 def stop_on_signals(stop: Callable[[], None], log: Log) -> None:
@@ -149,28 +199,43 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
     one_process = settings.one_process or not as_root
     os.umask(0o022)
     privileges.raise_descriptor_limit()
-    accounts: dict[str, privileges.Account] = {}
-    if not one_process:
-        accounts = privileges.role_accounts(log)
-        check_readable(accounts["queue"])
-    prepare_state(settings.state, accounts.get("queue"))
+    accounts = {} if one_process else privileges.role_accounts(log)
+    make_state(settings.state)
     held = lock.hold(settings.state)
+    prepare_state(settings.state, accounts.get("queue"))
+    if accounts:
+        check_readable(accounts["queue"], settings.state)
     secrets = load_secrets(config)
+    # While there still is somebody to be told that an address is taken.
+    sockets = Sockets(bind_all(config, settings.dispatchers if accounts else 1), bind_control(settings.state))
     if not (settings.debug or settings.foreground):
         daemonize()
     lock.note_holder(held)
-    return run_loop(_serve(config, settings, secrets, accounts, log))
+    try:
+        return run_loop(_serve(config, settings, secrets, accounts, sockets, log=log))
+    except Exception as error:
+        if not isinstance(error, PillarboxError):
+            log.exception("cannot go on", error)  # noqa: PLE1205 - our own Log
+        elif not settings.debug:  # who started us may not see our stderr
+            log.warn(str(error))
+        raise
 
 
 async def _serve(
-    config: Config, settings: Settings, secrets: Secrets, accounts: dict[str, privileges.Account], log: Log
+    config: Config,
+    settings: Settings,
+    secrets: Secrets,
+    accounts: dict[str, privileges.Account],
+    sockets: Sockets,
+    *,
+    log: Log,
 ) -> int:
     log.info(f"info: Pillarbox {__version__} starting with {settings.file}")
     # Imported here: a server in one wiring does not load the other.
     if accounts:
         from pillarbox.daemon import manyprocesses  # noqa: PLC0415
 
-        return await manyprocesses.run(config, settings, secrets, accounts, log)
+        return await manyprocesses.run(config, settings, secrets, accounts, sockets, log=log)
     from pillarbox.daemon import oneprocess  # noqa: PLC0415
 
-    return await oneprocess.run(config, settings, secrets, log)
+    return await oneprocess.run(config, settings, secrets, sockets, log)

@@ -11,11 +11,17 @@ from pillarbox.daemon.wiring import PARENT
 from pillarbox.log import Log
 
 
-async def run(config: Config, settings: Settings, secrets: Secrets, accounts: dict[str, Account], log: Log) -> int:
-    """Bind, start the roles, and serve until told to stop; returns the exit status."""
+async def run(
+    config: Config,
+    settings: Settings,
+    secrets: Secrets,
+    accounts: dict[str, Account],
+    sockets: launch.Sockets,
+    *,
+    log: Log,
+) -> int:
+    """Start the roles, and serve until told to stop; returns the exit status."""
     peers = Peers(PARENT, settings.dispatchers, log)
-    listening = launch.bind_all(config, settings.dispatchers)
-    control = launch.bind_control(settings.state)
     parent: Parent | None = None
 
     def stop() -> None:
@@ -28,8 +34,8 @@ async def run(config: Config, settings: Settings, secrets: Secrets, accounts: di
         settings=settings,
         services=services,
         peers=peers,
-        listening=listening,
-        control=control,
+        listening=sockets.listening,
+        control=sockets.control,
         secrets=secrets,
         accounts=accounts,
         log=log,

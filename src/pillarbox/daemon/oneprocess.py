@@ -19,12 +19,10 @@ from pillarbox.log import Log
 _NAMES = (LOOKUP, QUEUE, f"{DISPATCHER}.0", CONTROL)
 
 
-async def run(config: Config, settings: Settings, secrets: Secrets, log: Log) -> int:
+async def run(config: Config, settings: Settings, secrets: Secrets, sockets: launch.Sockets, log: Log) -> int:
     """Build the roles, join them, serve until told to stop; returns the exit status."""
     as_root = os.geteuid() == 0
     stopping = asyncio.Event()
-    listening = launch.bind_all(config, 1)
-    control = launch.bind_control(settings.state)
     boot = Boot(
         role="",
         index=0,
@@ -47,9 +45,9 @@ async def run(config: Config, settings: Settings, secrets: Secrets, log: Log) ->
     for mine in peers.values():
         for name in mine.ports:
             mine.attach_local(name, services[name])
-    roles[CONTROL].add_socket(0, control)
-    for listener, sockets in listening:
-        roles[f"{DISPATCHER}.0"].add_socket(listener, sockets[0])
+    roles[CONTROL].add_socket(0, sockets.control)
+    for listener, (listening,) in sockets.listening:
+        roles[f"{DISPATCHER}.0"].add_socket(listener, listening)
     launch.stop_on_signals(stopping.set, log)
     try:
         async with asyncio.timeout(START_DEADLINE):
