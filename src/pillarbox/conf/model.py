@@ -51,7 +51,7 @@ class TlsMode(StrEnum):
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """One `listen on`. `interface` is as written (name, group, address, host); the parent resolves it to sockets.
 
-    `port` 0: the default (25, or 465 with smtps; both with `smtps` and `tls` together, as two listeners).
+    `port` 0: the default (25, or 465 with smtps).
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""System: what needs the parent's rights. Implemented by `daemon/parent`; control asks it to stop or reload."""
+"""System: what needs the parent's rights. Implemented by `daemon/system`; control asks it to stop."""
 
 from typing import Protocol
 

@@ -39,7 +39,7 @@ class Queue(Protocol):
     """Called by dispatchers (incoming mail, bodies, outcomes), the parent (bodies, outcomes) and control."""
 
     async def reserve(self, count: int) -> list[int]:
-        """Message ids (32 bit, not 0) that are free in the store and given to nobody else."""
+        """Message ids (31 bit, not 0) that are free in the store and given to nobody else."""
         ...
 
     async def append(self, msgid: int, offset: int, chunk: bytes) -> None:
