@@ -117,7 +117,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Sealed(msgspec.Struct, frozen=True, array_like=True):
-    """An encoded `Envelope` with its seal (`mail/seal`): lookup makes it, a dispatcher only carries it, queue verifies it."""
+    """An encoded `Envelope` with its seal (`mail/seal`): made by lookup, carried by a dispatcher, verified by queue."""
 
     data: bytes
     mac: bytes
