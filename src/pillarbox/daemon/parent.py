@@ -121,6 +121,7 @@ class Parent:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
+                process_group=0,  # a terminal's Ctrl-C is for the parent, also while this one is starting
             )
         child = _Child(name, process, Channel(ours))
         self._children[name] = child

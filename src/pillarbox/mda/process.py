@@ -62,7 +62,12 @@ class DeliveryProcess:
         with theirs:
             fd = theirs.fileno()
             self._process = subprocess.Popen(
-                [*self._command, str(fd)], pass_fds=(fd,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/"
+                [*self._command, str(fd)],
+                pass_fds=(fd,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                process_group=0,  # a terminal's Ctrl-C is for the parent, also while this one is starting
             )
         ours.setblocking(False)
         self._control = ours
