@@ -6,6 +6,7 @@ import pytest
 
 from pillarbox.conf.model import Config, MtaLimits, Relay
 from pillarbox.errors import PermFail, TempFail
+from pillarbox.mta import relay
 from pillarbox.mta.state import RECIPIENTS_MAX
 from pillarbox.roles.delivery import InFlight, SessionEvent
 from pillarbox.roles.lookup import MxHost
@@ -22,6 +23,7 @@ class Orders:
     def __init__(self, failure=None):
         self.orders = []
         self.failure = failure
+        self.held = InFlight()
 
     async def open_session(self, order):
         if self.failure is not None:
@@ -32,7 +34,7 @@ class Orders:
         pass
 
     async def in_flight(self):
-        return InFlight()
+        return self.held
 
 
 class Ordering:
@@ -250,6 +252,29 @@ def test_attempts_of_a_dispatcher_that_died_are_lost_without_blame():
             it.relays.remove_dispatcher(dead)
             assert len(it.mail.lost) == len(expected)
             assert it.mail.queue.outcomes == []
+
+    play(go)
+
+
+def test_task_that_never_reached_its_session_is_due_again(monkeypatch):
+    monkeypatch.setattr(relay, "_MISSING", 0.01)
+
+    async def go():
+        it = Ordering(SMART)
+        async with Running(it.mail):
+            it.mail.send("a@far.example")
+            session = (await it.ordered(1))[0].session
+            await it.relays.next_task(session, 0)
+            it.dispatchers[0].held = InFlight(running=((1 << 32 | 1, 1),))
+            await it.relays.session_event(SessionEvent(session=session, state="closed"))
+            await asyncio.sleep(0.05)
+            assert it.mail.lost == [], "its dispatcher still has it"
+            it.mail.send("b@far.example")
+            session = (await it.ordered(2))[1].session
+            await it.relays.next_task(session, 0)
+            await it.relays.session_event(SessionEvent(session=session, state="closed"))
+            await asyncio.sleep(0.05)
+            assert it.mail.lost == [(2 << 32 | 1, 1)]
 
     play(go)
 

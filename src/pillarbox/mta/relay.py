@@ -30,6 +30,7 @@ from pillarbox.roles.lookup import Lookup
 
 _SWEEP = 5.0  # seconds between looks for what is no longer needed
 _DESTINATIONS = 4096  # of one relay, beyond which those without pending tasks are forgotten
+_MISSING = 60.0  # seconds after a session's end, after which its dispatcher is asked for outcomes that did not come
 _LINGER = 1.0  # seconds that a session beside others waits for a task
 
 
@@ -412,12 +413,34 @@ class Relays:
             session.waiter.set_result(None)
         if event.unused:
             self._put_back(session)
+        elif session.task is not None:
+            pairs = self._still_running([(a.envelope.evpid, a.attempt) for a in session.task.attempts])
+            if pairs:
+                self._jobs.start(self._look_for(pairs, session.dispatcher))
         if session.ready:
             relay.ready -= 1
         if session.leaving:
             relay.leaving -= 1
         self._connecting.closed(session, event)
         self._serve(relay)
+
+    def _still_running(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(e, attempt) for e, attempt in pairs if (r := self._running.get(e)) and r.attempt == attempt]
+
+    async def _look_for(self, pairs: list[tuple[int, int]], dispatcher: Outgoing) -> None:
+        """A task whose way to a session was too long is known to nobody: its attempts are due again."""
+        await asyncio.sleep(_MISSING)
+        if not self._still_running(pairs):
+            return
+        try:
+            held = await dispatcher.in_flight()
+        except PillarboxError:
+            return  # when it is gone we are told
+        known = {*held.running, *((o.evpid, o.attempt) for o in held.outcomes)}
+        missing = [pair for pair in self._still_running(pairs) if pair not in known]
+        for evpid, _ in missing:
+            del self._running[evpid]
+        self._lost(missing)
 
     # Relays that fail, fill up, or are done.
 
