@@ -17,11 +17,14 @@ _PRIORITY = {"debug": 7, "info": 6, "warn": 4}
 class Log:
     """Writes lines. `verbose` turns `debug` on (`-v`, `smtpctl log verbose`)."""
 
-    def __init__(self, stream: TextIO | None = None, *, verbose: bool = False, process: str = "smtpd") -> None:
+    def __init__(
+        self, stream: TextIO | None = None, *, verbose: bool = False, process: str = "smtpd", syslog: str = "/dev/log"
+    ) -> None:
         self.verbose = verbose
         self.dropped = 0
         self._stream = stream
         self._tag = process
+        self._address = syslog
         self._syslog: socket.socket | None = None
 
     def event(self, session: int, what: str, **fields: object) -> None:
@@ -69,9 +72,11 @@ class Log:
             if self._syslog is None:
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 connection.setblocking(False)
-                connection.connect("/dev/log")
+                connection.connect(self._address)
                 self._syslog = connection
             stamp = time.strftime("%b %e %H:%M:%S")
+            if self.dropped:
+                line, self.dropped = f"{line} ({self.dropped} log lines before this one were dropped)", 0
             self._syslog.send(f"<{_MAIL | _PRIORITY[level]}>{stamp} {self._tag}: {line}".encode())
         except BlockingIOError:
             self.dropped += 1

@@ -68,13 +68,6 @@ def test_senders(sender, allowed):
     assert not ask(tables, lambda lookup: lookup.may_send_as(0, "who", "ghost", sender))
 
 
-def test_masquerade_uses_the_first_whole_address():
-    tables = [table("who", ("alice", "@alias.example.org, al@*.x, alice@example.org, b@c"), ("bob", "@x"))]
-    assert ask(tables, lambda lookup: lookup.sender_of(0, "who", "alice")) == "alice@example.org"
-    assert ask(tables, lambda lookup: lookup.sender_of(0, "who", "bob")) == ""
-    assert ask(tables, lambda lookup: lookup.sender_of(0, "who", "ghost")) == ""
-
-
 def test_names_users_credentials_urls_and_sources():
     tables = [
         table("names", ("127.0.0.1", "one.example"), ("[::1]", "six.example")),

@@ -1,7 +1,6 @@
 """Giving up rights: the users of the roles, and what every process renounces before it meets a peer."""
 
 import ctypes
-import grp
 import os
 import pwd
 import resource
@@ -13,7 +12,6 @@ from pillarbox.log import Log
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
-_PR_SET_PDEATHSIG = 1
 
 # The account of each role, and the ids it runs under where the machine has no such account. They lie in the range that
 # system managers use for transient users (61184-65519), so that they belong to nobody.
@@ -23,7 +21,6 @@ ROLE_USERS = {
     "queue": ("_smtpq", 65103),
     "control": ("_smtpc", 65104),
 }
-UNPRIVILEGED = "_smtpd"  # alias commands, filters and tables that name no other user
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -74,14 +71,6 @@ def become(account: Account) -> None:
         raise PillarboxError(f"could not become {account.name}")
 
 
-def group_of(name: str) -> int | None:
-    """The id of a group, None where the machine has none of that name."""
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return None
-
-
 def renounce() -> None:
     """What no role needs: new privileges by exec, being traced or dumped, core files."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -89,11 +78,6 @@ def renounce() -> None:
         if libc.prctl(option, value, 0, 0, 0) != 0:
             raise PillarboxError(f"prctl {option}: {os.strerror(ctypes.get_errno())}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def die_with_parent(signal_number: int) -> None:
-    """Have the kernel send this process a signal when its parent dies (prctl(2) PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
 
 
 def raise_descriptor_limit() -> int:

@@ -49,7 +49,6 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
             "reverse_name",
             "authenticate",
             "may_send_as",
-            "sender_of",
             "host_name",
             "credentials",
         )

@@ -87,10 +87,6 @@ class Lookup(Protocol):
         """Does the senders table allow this user this address (`listen … senders`)?"""
         ...
 
-    async def sender_of(self, generation: int, table: str, user: str) -> str:
-        """The one address of the senders table for `masquerade`, "" if there is none."""
-        ...
-
     async def host_name(self, generation: int, table: str, address: str) -> str:
         """addrname service (`hostnames <table>`, `helo-src <table>`): the name for a local address, or ""."""
         ...

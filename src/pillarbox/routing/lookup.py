@@ -211,15 +211,6 @@ class Lookup:
         allowed = MailaddrMatcher([(parse_addresses(value), 1)], delimiter=delimiter)
         return allowed.mask(sender or "@") != 0
 
-    async def sender_of(self, generation: int, table: str, user: str) -> str:
-        """The first whole address that the senders table gives this user."""
-        value = await self._table(generation, table).lookup(Service.MAILADDRMAP, user)
-        for address in parse_addresses(value or ""):
-            name, _, domain = address.rpartition("@")
-            if name and domain and "*" not in domain:
-                return address
-        return ""
-
     async def user(self, generation: int, table: str, name: str) -> User | None:
         """userinfo service."""
         return await lookup_user(self._table(generation, table), name)
