@@ -14,11 +14,12 @@ from pathlib import Path
 
 from bench.disk import fresh_disk
 from bench.load import Idle, Sink, Source
-from bench.servers import LOCAL, REMOTE, SERVERS, Missing, Server, settle
+from bench.servers import LOCAL, REMOTE, SERVERS, Missing, Pillarbox, Server, settle
 from tests import sandbox
 
 _DEADLINE = 180.0  # seconds a run may take
 _WARMUP = 100  # messages
+_MEMORY_DISPATCHERS = 2
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def _measure_memory(name: str, rates: Rates) -> None:
     with ExitStack() as stack:
         disk = stack.enter_context(fresh_disk(1024))
         server = SERVERS[name](disk.root / name, deliver=False)
+        if isinstance(server, Pillarbox):
+            server.dispatchers = _MEMORY_DISPATCHERS
         try:
             server.start()
             stack.callback(server.stop)

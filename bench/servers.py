@@ -141,9 +141,10 @@ class Server:
 
 
 class Pillarbox(Server):
-    """Ours: as root in processes of its own with two dispatchers, else in one process."""
+    """Ours: as root in processes of its own, with as many dispatchers as it starts by default; else in one process."""
 
     name = "pillarbox"
+    dispatchers = 0  # 0: the default
 
     def setup(self) -> None:
         self.state = self.folder / "state"
@@ -158,7 +159,9 @@ class Pillarbox(Server):
 
     def launch(self) -> None:
         paused = [] if self.deliver else ["-P", "mda", "-P", "mta"]
-        wiring = ["--dispatchers", "2"] if os.geteuid() == 0 else ["--one-process"]
+        wiring = ["--dispatchers", str(self.dispatchers)] if self.dispatchers else []
+        if os.geteuid() != 0:
+            wiring = ["--one-process"]
         self.spawn(str(BIN / "smtpd"), "-d", "-f", str(self.conf), "--state", str(self.state), *wiring, *paused)
 
     def ready(self) -> bool:
