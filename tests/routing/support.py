@@ -98,14 +98,14 @@ class Names:
         return f"name-of-{address}"
 
 
-def make_lookup(config=None, *, parent=None, stream=None):
+def make_lookup(config=None, *, parent=None, stream=None, now=lambda: NOW):
     return Lookup(
         config=config or configuration(),
         system=parent or Parent(),
         resolver=Names(),
         seal_key=KEY,
         log=Log(stream if stream is not None else io.StringIO()),
-        now=lambda: NOW,
+        now=now,
         local_addresses=lambda: frozenset({"127.0.0.1", "::1", "192.0.2.25"}),
         libexec="/libexec",
     )

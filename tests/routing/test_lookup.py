@@ -151,3 +151,19 @@ def test_a_bad_regex_is_logged_with_its_table():
     stream = io.StringIO()
     make_lookup(configuration(rules=[rule], tables=[table("bad", "(unclosed")]), stream=stream)
     assert 'warn: table "bad": regex "(unclosed" never matches: missing )' in stream.getvalue()
+
+
+def test_that_a_user_has_no_forward_is_believed_for_a_second():
+    parent, clock = Parent(), [1000.0]
+    lookup = make_lookup(parent=parent, now=lambda: clock[0])
+    try:
+        for _ in range(3):
+            assert [e.mda_user for e in expand(lookup, "alice@example.org")] == ["alice"]
+        assert len(parent.asked) == 1
+        parent.forwards["alice"] = b"bob\n"
+        clock[0] += 1.0
+        assert [e.mda_user for e in expand(lookup, "alice@example.org")] == ["bob"]
+        clock[0] -= 3600.0  # the clock was set back
+        assert [e.mda_user for e in expand(lookup, "alice@example.org")] == ["bob"]
+    finally:
+        lookup.close()

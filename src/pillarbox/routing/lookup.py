@@ -31,6 +31,8 @@ from pillarbox.tables.table import MemoryTable, Table, lookup_user, open_table
 GETPWNAM = "<getpwnam>"
 NAME_THREADS = 4  # at most so many questions to the name service and includes being read at a time
 SYSTEM_DEADLINE = 60.0  # seconds; the parent has deadlines of its own below this
+NO_FORWARD = 1.0  # seconds that a user is believed to have no .forward
+NO_FORWARD_MAX = 10_000  # users
 INCLUDE_DEADLINE = 15.0  # seconds
 INCLUDE_MAX = 16 << 20  # bytes
 
@@ -87,6 +89,7 @@ class Lookup:
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._passwords = Passwords()
         self._generations: dict[int, _Generation] = {}
+        self._no_forward: dict[User, float] = {}  # since when we know
         self.add_config(config)
 
     # -- generations
@@ -170,11 +173,19 @@ class Lookup:
         return Sealed(data, seal(self._seal_key, data))
 
     async def _read_forward(self, user: User) -> bytes | None:
+        # Most users have none, and each look costs the parent a thread: that there is none holds for a moment.
+        if 0 <= self._now() - self._no_forward.get(user, 0.0) < NO_FORWARD:
+            return None
         try:
             async with asyncio.timeout(SYSTEM_DEADLINE):
-                return await self._system.read_forward(user.name, user.uid, user.gid, user.home)
+                found = await self._system.read_forward(user.name, user.uid, user.gid, user.home)
         except TimeoutError:
             raise TempFail(f"~/.forward of {user.name} could not be read in time") from None
+        if found is None:
+            if len(self._no_forward) >= NO_FORWARD_MAX:
+                self._no_forward.clear()
+            self._no_forward[user] = self._now()
+        return found
 
     async def _read_include(self, path: str) -> bytes:
         try:

@@ -5,6 +5,7 @@ a valid path follows the reference where it is laxer (`<a>` and `<a@>` get the l
 dropped unread) or stricter (no quoted local parts) than the RFC.
 """
 
+import functools
 import re
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -120,6 +121,7 @@ def _valid_literal(name: str) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=256)  # looked at before filters and again after them, and often the same
 def parse_path(args: str, *, default_domain: str, null: bool = False) -> tuple[str, str]:
     """`<path> parameters` → (address, the rest). `null`: an empty path is allowed and gives "". Raises `BadSyntax`."""
     if not args.startswith("<"):
