@@ -191,14 +191,15 @@ with smtplib.SMTP("127.0.0.1", int(sys.argv[1]), timeout=60) as client:
 
 
 def memory(root: int) -> int:
-    """Kilobytes of memory that only these processes use (smaps_rollup: private and their share of what is shared)."""
+    """Kilobytes of data of these processes (smaps_rollup). Not their share of mapped files: that changes with whoever
+    else has them mapped, such as the servers of tests beside this one."""
     total = 0
     for pid in tree(root):
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += int(text.partition("\nPss:")[2].split()[0])
+        total += sum(int(text.partition(f"\n{kind}:")[2].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem"))
     return total
 
 
