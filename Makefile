@@ -13,7 +13,10 @@ hello: setup  ## send that server a first message and show it as delivered
 	@$(BIN)/python tools/hello
 
 test: setup peers style types  ## everything that must pass
-	@PATH="$(BIN):$$PATH" PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	@export PATH="$(BIN):$$PATH" PILLARBOX_HOME="$(HOME_DIR)"; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST); status=$$?; [ $$status = 1 ] || exit $$status; \
+	echo "What failed beside other tests is run once more, one at a time; what fails again has failed."; \
+	$(BIN)/python -m pytest -n 1 --last-failed $(PYTEST)
 
 corpus: setup  ## recorded behaviour: make corpus [DIR=folder] [KIND=dialog] [K=text] [WIRING=one|many]
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner \
