@@ -121,6 +121,7 @@ class Local(msgspec.Struct, frozen=True, kw_only=True, tag="local"):
     name: str
     method: str
     line: int = 0
+    file: str = ""
     target: str = ""
     junk: bool = False  # maildir junk
     lmtp_rcpt_to: bool = False  # lmtp … rcpt-to
@@ -143,6 +144,7 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
 
     name: str
     line: int = 0
+    file: str = ""
     ttl: int = 0
     host: str = ""
     hosts: str = ""

@@ -24,7 +24,8 @@ from pillarbox.roles.queue import Queue as QueueRole
 class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.dns.resolver import Resolver  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.daemon.plans import Plans  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.dns.resolver import Resolver  # noqa: PLC0415
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
 
         resolver = boot.config.resolver
@@ -40,6 +41,7 @@ class _Lookup(BaseRole):
             now=time.time,
             local_addresses=lambda: frozenset(boot.local_addresses),
             libexec=places.libexec(),
+            plans=Plans(libexec=places.libexec(), now=time.time),
         )
         self.services["lookup"] = self._lookup
 

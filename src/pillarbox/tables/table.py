@@ -80,6 +80,11 @@ class MemoryTable:
         self._next += 1
         return key
 
+    def upcoming(self) -> str | None:
+        """What `fetch` would return next, and still will."""
+        keys = self.all_keys()
+        return keys[self._next % len(keys)] if keys else None
+
     def all_keys(self) -> list[str]:
         """The entries of a list, each once, sorted."""
         if self._keys is None:
