@@ -71,6 +71,7 @@ class Commands:
             wire.LogLevel: self._log_level,
             wire.Trace: self._trace,
             wire.UpdateTable: self._update_table,
+            wire.Explain: self._explain,
             wire.Stop: self._stop,
         }
 
@@ -186,6 +187,9 @@ class Commands:
 
     async def _update_table(self, request: wire.UpdateTable) -> wire.Answer:
         return wire.Done() if await self._lookup.update_table(request.name) else wire.Failed()
+
+    async def _explain(self, request: wire.Explain) -> wire.Answer:
+        return wire.Explained(await self._lookup.explain(request.question))
 
     async def _stop(self, request: wire.Stop) -> wire.Answer:
         self._log.info("info: stop requested by smtpctl")

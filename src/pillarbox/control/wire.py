@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.queue import QueueRow
 
 MAGIC = b"PBC"
@@ -122,6 +123,12 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """End the server → `Done`."""
 
 
+class Explain(msgspec.Struct, frozen=True, tag="explain", array_like=True):
+    """What would become of a recipient, and why → `Explained`."""
+
+    question: Question
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Begin an SMTP session of the local user → `Done`, then plain bytes."""
 
@@ -156,6 +163,12 @@ class Count(msgspec.Struct, frozen=True, tag="count", array_like=True):
     count: int
 
 
+class Explained(msgspec.Struct, frozen=True, tag="explained", array_like=True):
+    """The answer to a question; at most `routing.explain.SIZE_MAX` bytes and a little."""
+
+    explanation: Explanation
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     """It is done."""
 
@@ -188,10 +201,11 @@ Request: TypeAlias = (
     | LogLevel
     | Trace
     | UpdateTable
+    | Explain
     | Stop
     | Submit
 )
-Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Done | Failed | Missing | Denied
+Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Explained | Done | Failed | Missing | Denied
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
