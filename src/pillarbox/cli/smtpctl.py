@@ -63,6 +63,7 @@ class Smtpctl:
         g.add("resume smtp", self._plain(wire.Pause("smtp", False)))
         for which in ("<msgid>", "<evpid>", "all"):
             g.add(f"schedule {which}", self._change("schedule", "scheduled"))
+        g.add("show config", self._show_config, listed=False)
         g.add("show envelope <evpid>", self._show_envelope)
         g.add("show hoststats", self._show_mta("hoststats"))
         g.add("show message <msgid>", self._show_message)
@@ -160,6 +161,11 @@ class Smtpctl:
             raise ControlError(_MISSING)
         for piece in _with_lf(pieces):
             sys.stdout.buffer.write(piece)
+        return 0
+
+    def _show_config(self, _: list[Value]) -> int:
+        for text in self._server.config():
+            sys.stdout.write(text)
         return 0
 
     def _show_mta(self, what: str) -> Callable[[list[Value]], int]:

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     if options.check:
         from pillarbox.daemon.check import check_config  # noqa: PLC0415
 
-        return check_config(file, dict(options.macros))
+        return check_config(file, dict(options.macros), show=sys.stdout if options.verbose else None)
     return _serve(options, file, places.server_state(options.state, environ=os.environ, uid=os.geteuid()))
 
 
@@ -67,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"Pillarbox {__version__} (as OpenSMTPD {REFERENCE_VERSION})")
     add("-d", dest="debug", action="store_true", help="stay in the foreground and log to stderr")
     add("-F", dest="foreground", action="store_true", help="stay in the foreground and log to syslog")
-    add("-n", dest="check", action="store_true", help="check the configuration and end")
+    add(
+        "-n",
+        dest="check",
+        action="store_true",
+        help="check the configuration and end; with -v, print it in canonical form",
+    )
     add("-v", dest="verbose", action="count", default=0, help="log more")
     add("-D", dest="macros", action="append", default=[], type=_macro, metavar="macro=value", help="define a macro")
     add("-f", dest="file", metavar="file", help="the configuration")

@@ -64,6 +64,7 @@ class Commands:
             wire.ShowMta: self._show_mta,
             wire.ShowStats: self._show_stats,
             wire.ShowStatus: self._show_status,
+            wire.ShowConfig: self._show_config,
             wire.Change: self._change,
             wire.Pause: self._pause,
             wire.PauseRoute: self._pause_route,
@@ -112,6 +113,12 @@ class Commands:
         if any([await dispatcher.paused() for dispatcher in self._dispatchers]):
             paused = [*paused, "smtp"]
         return wire.Lines(paused)
+
+    async def _show_config(self, request: wire.ShowConfig) -> wire.Answer:
+        generation, text = await self._system.configuration(request.offset)
+        if request.generation not in (-1, generation):
+            return wire.Failed("the configuration was replaced meanwhile")
+        return wire.Text(generation, text)
 
     async def _change(self, request: wire.Change) -> wire.Answer:
         match request.verb:

@@ -71,6 +71,16 @@ class ShowStatus(msgspec.Struct, frozen=True, tag="status", array_like=True):
     """What is paused → `Lines` out of mda, mta, smtp."""
 
 
+class ShowConfig(msgspec.Struct, frozen=True, tag="config", array_like=True):
+    """The configuration as text, from `offset` on → `Text`, empty at the end.
+
+    `generation`: which one has begun to be read, -1 with the first request; `Failed` where it is another by now.
+    """
+
+    generation: int = -1
+    offset: int = 0
+
+
 class Change(msgspec.Struct, frozen=True, tag="change", array_like=True):
     """`verb` (schedule, remove, pause, resume, discover) applied to an evpid, a msgid, or 0 = all → `Count`."""
 
@@ -145,6 +155,13 @@ class Piece(msgspec.Struct, frozen=True, tag="piece", array_like=True):
     data: bytes
 
 
+class Text(msgspec.Struct, frozen=True, tag="text", array_like=True):
+    """A piece of the configuration of this generation."""
+
+    generation: int
+    text: str
+
+
 class Lines(msgspec.Struct, frozen=True, tag="lines", array_like=True):
     """A page of text."""
 
@@ -194,6 +211,7 @@ Request: TypeAlias = (
     | ShowMta
     | ShowStats
     | ShowStatus
+    | ShowConfig
     | Change
     | Pause
     | PauseRoute
@@ -205,7 +223,7 @@ Request: TypeAlias = (
     | Stop
     | Submit
 )
-Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Explained | Done | Failed | Missing | Denied
+Answer: TypeAlias = Rows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Missing | Denied
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from pillarbox.conf.format import format_config
 from pillarbox.conf.model import Config, TableKind
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
@@ -25,6 +26,7 @@ from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 
 _FORWARD_MAX = 64 * 1024
+_CONFIG_PIECE = 64 * 1024  # characters
 
 _FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
 
@@ -50,6 +52,7 @@ class ParentSystem:
         self._log = log
         self._hanging = Hanging(log)
         self._tables: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._written: tuple[Config, str] | None = None
         self.paused = set(paused)
         self.blocked: set[tuple[str, str]] = set()
 
@@ -96,6 +99,13 @@ class ParentSystem:
             raise TempFail(f"table {name}: not a file table of this configuration")
         entries = self._tables[name] = await asyncio.to_thread(_read_table, table.config)
         return entries
+
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """See `System.configuration`; what is asked for again is not written again."""
+        config = self._config
+        if self._written is None or self._written[0] is not config:
+            self._written = config, await asyncio.to_thread(format_config, config)
+        return config.generation, self._written[1][offset : offset + _CONFIG_PIECE]
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
         """See `System.remember_pause`."""

@@ -29,6 +29,8 @@ def _problems(config: Config) -> Iterator[Problem]:
     for action in config.actions.values():
         if isinstance(action, Relay) and action.filter:
             yield _problem(config, f'the filter of action "{action.name}"', action.line)
+    for report in config.reports:
+        yield _problem(config, f"report {report.direction}", report.line)
     for table in config.tables.values():
         if table.kind not in _SERVED_TABLES:
             yield _problem(config, f'the backend of table "{table.name}"', 0)

@@ -92,7 +92,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
     (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level", "explain")},
-    (CONTROL, PARENT): {"system": ("stop", "log_level", "remember_pause", "remember_route")},
+    (CONTROL, PARENT): {"system": ("stop", "log_level", "remember_pause", "remember_route", "configuration")},
 }
 
 Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]

@@ -23,6 +23,13 @@ class System(Protocol):
         """The entries of a file table, read again."""
         ...
 
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """The generation that new sessions use, and its canonical text from a character on: a piece, "" at the end.
+
+        Secrets are in it.
+        """
+        ...
+
     async def stop(self) -> None:
         """`smtpctl stop`: end as on SIGTERM."""
         ...
