@@ -186,7 +186,7 @@ def _envelope_lines(envelope: EnvelopePlan, style: Style) -> Iterator[str]:
     head = f"Envelope {envelope.number}  {envelope.type} to <{envelope.dest}>{user}{tag}"
     yield style.paint(head, _BOLD) + style.paint(f"  (from {envelope.member})", _DIM)
     place = _place(envelope.file, envelope.line)
-    yield f"   action {place}{envelope.text or envelope.action}"
+    yield f"   {place}{envelope.text}"
     for step in envelope.asked:
         for line in _STEPS[type(step)](step, style):
             yield f"   {line}"

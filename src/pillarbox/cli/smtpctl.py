@@ -164,7 +164,7 @@ class Smtpctl:
         return 0
 
     def _show_config(self, _: list[Value]) -> int:
-        for text in self._server.config():
+        for text in self.server.config():
             sys.stdout.write(text)
         return 0
 

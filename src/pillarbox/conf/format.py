@@ -130,11 +130,25 @@ def format_action(config: Config, action: Local | Relay) -> str:
 
 def format_rule(config: Config, rule: Rule) -> str:
     """`match …`, with `from` and `for` also where they are the defaults."""
-    words = ["match", _criterion(config, rule.source, "from"), _criterion(config, rule.dest, "for")]
+    words = ["match", format_criterion(config, rule.source, "from"), format_criterion(config, rule.dest, "for")]
     for criterion in (rule.tag, rule.helo, rule.tls, rule.auth, rule.mail_from, rule.rcpt_to):
-        words.append(_criterion(config, criterion))
+        words.append(format_criterion(config, criterion))
     words.append(f"action {quoted(rule.action)}" if rule.action else "reject")
     return " ".join(filter(None, words))
+
+
+def format_criterion(config: Config, criterion: Criterion | None, place: str = "") -> str:
+    """One condition of a rule or filter, "" without one; `place`: the `from` or `for` in front."""
+    if criterion is None:
+        return ""
+    words = ["!" + (place or criterion.kind) if criterion.negated else place or criterion.kind]
+    if place:
+        words.append(criterion.kind)
+    if criterion.regex:
+        words.append("regex")
+    if criterion.table:
+        words.append(_operand(config, criterion.table))
+    return " ".join(words)
 
 
 def format_table(table: Table) -> str:
@@ -161,7 +175,7 @@ def format_filter(config: Config, declared: Filter) -> str:
         case "chain":
             return f"{start} chain {_names(declared.chain)}"
     words = [start, "phase", declared.phase, "match"]
-    words += [_criterion(config, condition) for condition in declared.conditions]
+    words += [format_criterion(config, condition) for condition in declared.conditions]
     words += [declared.decision, quoted(declared.argument) if declared.decision not in {"junk", "bypass"} else ""]
     return " ".join(filter(None, words))
 
@@ -218,19 +232,6 @@ def _filter_option(config: Config, name: str) -> str:
         return ""
     chain = config.filters[name]
     return f"filter {_names(chain.chain) if chain.is_unnamed() else quote(name)}"
-
-
-def _criterion(config: Config, criterion: Criterion | None, place: str = "") -> str:
-    if criterion is None:
-        return ""
-    words = ["!" + (place or criterion.kind) if criterion.negated else place or criterion.kind]
-    if place:
-        words.append(criterion.kind)
-    if criterion.regex:
-        words.append("regex")
-    if criterion.table:
-        words.append(_operand(config, criterion.table))
-    return " ".join(words)
 
 
 def _local(config: Config, action: Local) -> Iterator[str]:

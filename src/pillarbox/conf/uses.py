@@ -81,7 +81,7 @@ class _Renumbered:
         old = self._old
         filters = {n: self._condition(f) for n, f in old.filters.items() if not f.is_unnamed()}
         listeners = tuple(self._item(listener, line=0) for listener in old.listeners)
-        actions = {name: self._item(action, line=0) for name, action in old.actions.items()}
+        actions = {name: self._item(action, line=0, file="") for name, action in old.actions.items()}
         rules = tuple(self._rule(rule) for rule in old.rules)
         return msgspec.structs.replace(
             old,

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 VERSION = 1
+STATEMENT_MAX = 300  # characters of a rule or an action
 TEXT_MAX = 2000  # characters of a value or a file
 
 
@@ -254,6 +255,12 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     envelopes: tuple[EnvelopePlan, ...]
     unknown: tuple[str, ...] = ()
     left_out: int = 0
+
+
+def one_line(text: str) -> str:
+    """A statement of the configuration; a list that is written in it may be long."""
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= STATEMENT_MAX else text[:STATEMENT_MAX] + "…"
 
 
 def visible(text: str) -> str:

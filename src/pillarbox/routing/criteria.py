@@ -10,14 +10,17 @@ from typing import Any
 
 import msgspec
 
+from pillarbox.conf import model
+from pillarbox.conf.format import format_criterion
 from pillarbox.conf.model import Config, Criterion, Rule
 from pillarbox.errors import TempFail
-from pillarbox.roles.explain import CriterionTried, visible
+from pillarbox.roles.explain import CriterionTried, one_line, visible
 from pillarbox.routing.ruleset import NO_NAME, Question, Ruleset, Subject, ask
 from pillarbox.routing.trace import source_of
 from pillarbox.tables.table import MemoryTable, Table
 
 PLACES = ("tag", "source", "dest", "helo", "auth", "tls", "mail_from", "rcpt_to")
+WORDS = {"source": "from", "dest": "for"}
 LARGE = 5000  # entries that are compiled in a thread, so that others get their turn
 
 _ANYTHING: dict[str, Any] = {"source": Criterion(kind="any"), "dest": Criterion(kind="any")}
@@ -59,7 +62,7 @@ class Criteria:
             error = str(failure)
         table = self._config.tables.get(criterion.table)
         return CriterionTried(
-            text=self._text(place, criterion),
+            text=one_line(format_criterion(self._config, criterion, WORDS.get(place, ""))),
             holds=holds,
             why=error or self._why(place, criterion, subject, question, holds),
             value=value,
@@ -115,13 +118,6 @@ class Criteria:
             on_bad_regex=lambda pattern, reason: None,
         )
 
-    def _text(self, place: str, criterion: Criterion) -> str:
-        """The criterion as it is written."""
-        words = [{"source": "from", "dest": "for"}.get(place, ""), criterion.kind, "regex" if criterion.regex else ""]
-        if criterion.table:
-            words.append(f"<{criterion.table}>")
-        return ("!" if criterion.negated else "") + " ".join(word for word in words if word)
-
     def _why(self, place: str, criterion: Criterion, subject: Subject, question: Question | None, holds: bool) -> str:
         """The fact that decided, negation left aside."""
         if criterion.kind == "rdns" and not subject.internal and subject.hostname in NO_NAME:
@@ -129,12 +125,11 @@ class Criteria:
         if not criterion.table or question is None:
             return self._fact(place, criterion, subject, holds is not criterion.negated)
         table = self._config.tables.get(criterion.table)
-        name = "the list" if criterion.table.startswith("<") else f'"{criterion.table}"'
         words, bad = "matches" if criterion.regex else "is in", ""
         if holds is criterion.negated:
             words = "matches nothing in" if criterion.regex else "is not in"
             bad = f"; {self._bad[criterion]}" if criterion in self._bad else ""
-        return f"{_shown(place, criterion, question.key)} {words} {name} ({source_of(table)}){bad}"
+        return f"{_shown(place, criterion, question.key)} {words} {_table(table)}{bad}"
 
     def _fact(self, place: str, criterion: Criterion, subject: Subject, matched: bool) -> str:
         """What a criterion without a table looked at."""
@@ -157,6 +152,12 @@ class Criteria:
         if criterion.kind == "local":
             return f"{subject.address} is {no}an address of this host"
         return f"the client is {subject.address}" + (f", {subject.hostname}" if subject.hostname else "")
+
+
+def _table(table: model.Table | None) -> str:
+    """A table in a sentence."""
+    assert table is not None  # every criterion's is declared
+    return "this list" if table.is_unnamed() else f'"{table.name}" ({source_of(table)})'
 
 
 def _shown(place: str, criterion: Criterion, key: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Set
 
 import msgspec
 
-from pillarbox.conf.model import Config, Listener
+from pillarbox.conf.format import format_rule
+from pillarbox.conf.model import Config, Listener, Rule
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Envelope
 from pillarbox.roles.explain import (
@@ -23,6 +24,7 @@ from pillarbox.roles.explain import (
     Rules,
     RuleTried,
     Session,
+    one_line,
     visible,
 )
 from pillarbox.roles.lookup import Client, Lookup, Recipient
@@ -174,6 +176,10 @@ class Explainer:
             alias_user=real.alias_user,
         )
 
+    def text_of(self, rule: Rule) -> str:
+        """The rule in canonical words."""
+        return one_line(format_rule(self._config, rule))
+
     def criteria(self) -> Criteria:
         """To try rules by."""
         return Criteria(config=self._config, tables=self._tables, local_addresses=self._local_addresses)
@@ -257,7 +263,8 @@ class _Run:
                 continue
             criteria = tuple([c async for c in self._criteria.tried(rule, subject)])
             matches = all(criterion.holds for criterion in criteria)
-            tried.append(RuleTried(file=rule.file, line=rule.line, text="", matches=matches, criteria=criteria))
+            text = self._explainer.text_of(rule)
+            tried.append(RuleTried(file=rule.file, line=rule.line, text=text, matches=matches, criteria=criteria))
             if rule is decided.rule or (decided.error and not matches and criteria[-1].why == decided.error):
                 break
         return Rules(

@@ -8,11 +8,12 @@ from typing import Protocol
 
 import msgspec
 
+from pillarbox.conf.format import format_action
 from pillarbox.conf.model import Config, Local, Relay
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Envelope
 from pillarbox.roles import explain
-from pillarbox.roles.explain import visible
+from pillarbox.roles.explain import one_line, visible
 from pillarbox.roles.lookup import Lookup, User
 from pillarbox.routing.trace import asked, source_of, user_asked
 from pillarbox.tables.services import Service
@@ -67,7 +68,7 @@ class Planner:
             member=member,
             type=str(envelope.kind),
             action=action.name,
-            text="",
+            text=one_line(format_action(self._config, action)),
             file=action.file,
             line=action.line,
             sender=visible(envelope.sender),
