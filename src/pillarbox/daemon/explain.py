@@ -7,18 +7,21 @@ file may be meant for another machine, and a key is not everybody's to read.
 
 import os
 import time
+from typing import cast
 
 from pillarbox import places
 from pillarbox.conf.build import load_config
 from pillarbox.conf.model import Config, Listener, Pki
 from pillarbox.daemon import interfaces
 from pillarbox.daemon.check import Machine, read_file
+from pillarbox.daemon.forwards import Forwards
+from pillarbox.daemon.hanging import Hanging
 from pillarbox.daemon.plans import Plans
-from pillarbox.daemon.system import ParentSystem
 from pillarbox.dns.resolver import Resolver
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.roles.explain import Explanation, Question
+from pillarbox.roles.parent import System
 from pillarbox.routing.lookup import Lookup
 from pillarbox.routing.trace import NotSeen
 
@@ -39,17 +42,20 @@ class _Elsewhere(Machine):
         return ""
 
 
-class _Reader(ParentSystem):
-    """The parent's rules for `.forward`, applied by who we are."""
+class _Reader:
+    """The parent's rules for `.forward`, applied by who we are: all that an explanation asks of `System`."""
+
+    def __init__(self, log: Log) -> None:
+        self._forwards = Forwards(as_root=os.geteuid() == 0, hanging=Hanging(log), log=log)
 
     async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
         """See `System.read_forward`; NotSeen where only the server could tell."""
         try:
-            return await super().read_forward(user, uid, gid, home)
+            return await self._forwards.read(user, uid, gid, home)
         except TempFail as error:
             if os.geteuid() in (0, uid):
                 raise
-            raise NotSeen(f"{error}; a server reads it as {user}, taken as absent here") from None
+            raise NotSeen(f"{error}; a server reads it as {user}, here it counts as absent") from None
 
 
 def read_explained(file: str, macros: dict[str, str]) -> Config:
@@ -63,7 +69,7 @@ async def explain_config(config: Config, question: Question, log: Log) -> Explan
     resolver = config.resolver
     lookup = Lookup(
         config=config,
-        system=_Reader(config=config, as_root=os.geteuid() == 0, on_stop=lambda: None, log=log),
+        system=cast(System, _Reader(log)),
         resolver=Resolver(
             nameservers=[(resolver.address, resolver.port)] if resolver.address else None, now=time.monotonic
         ),
