@@ -100,6 +100,24 @@ def test_it_is_typed_in_full_and_not_offered() -> None:
     assert b"explain" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("statements", "asked"),
+    [
+        ('action "a" relay\nmatch from any for domain <far> action "a"', True),
+        ('action "a" maildir userbase <far>\nmatch from any for any action "a"', True),
+        ('action "a" maildir alias <far>\nmatch from any for any action "a"', True),
+        ('action "a" relay domain <far>\nmatch from any for any action "a"', True),
+        ('action "a" relay\nmatch for any action "a"\nmatch from any for domain <far> action "a"', False),
+    ],
+)
+def test_what_a_program_would_say_is_unknown_without_a_server(tmp_path: Path, statements, asked) -> None:
+    (tmp_path / "p.conf").write_text(f"table far prog:/etc/far\n{statements}\n")
+    status, out, errors = explain("-f", "p.conf", "--rcpt", "a@x.example", folder=tmp_path)
+    assert errors == []
+    assert status == (2 if asked else 0)
+    assert ("Not seen: table far: only a server can ask its program" in out) is asked
+
+
 def test_macros_of_the_command_line_count(tmp_path: Path) -> None:
     (tmp_path / "m.conf").write_text('action "a" relay\nmatch for domain $d action "a"\n')
     status, out, errors = explain("-f", "m.conf", "-D", "d=x.example", "--rcpt", "a@x.example", folder=tmp_path)

@@ -33,6 +33,15 @@ class Asked:
     async def fetch(self, service):
         raise AssertionError("a rule fetches nothing")
 
+    async def update(self):
+        raise AssertionError("a rule updates nothing")
+
+    def open(self):
+        raise AssertionError("opened by who made it")
+
+    async def close(self):
+        raise AssertionError("closed by who made it")
+
 
 def decide(*rules, asked=(), tables=(), **fields):
     """(action of the rule, questions) about a subject; `asked`: name → keys."""

@@ -33,6 +33,10 @@ class _Elsewhere(Machine):
         """Any interface will do."""
         return ""
 
+    def table_program(self, backend: str) -> bool:
+        """Any program: it is not asked."""
+        return True
+
     def pki(self, pki: Pki) -> tuple[str, str]:
         """Any certificate."""
         return "", ""
@@ -83,4 +87,5 @@ async def explain_config(config: Config, question: Question, log: Log) -> Explan
     try:
         return await lookup.explain(question)
     finally:
+        await lookup.close_tables()
         lookup.close()

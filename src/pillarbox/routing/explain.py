@@ -12,7 +12,7 @@ from collections.abc import Callable, Set
 import msgspec
 
 from pillarbox.conf.format import format_rule
-from pillarbox.conf.model import Config, Listener, Rule
+from pillarbox.conf.model import Config, Listener, Rule, TableKind
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Envelope
 from pillarbox.roles.explain import (
@@ -24,6 +24,8 @@ from pillarbox.roles.explain import (
     Rules,
     RuleTried,
     Session,
+    TableAsked,
+    UserAsked,
     one_line,
     visible,
 )
@@ -55,7 +57,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Explainer:
-    """Explains by one configuration, whose running tables and expander it is handed."""
+    """Explains by one configuration, whose running tables and expander it is handed.
+
+    `served`: there is a server, whose programs answer for their tables. Otherwise what depends on one is unknown.
+    """
 
     def __init__(
         self,
@@ -66,7 +71,10 @@ class Explainer:
         lookup: Lookup,
         plans: Plans,
         local_addresses: Callable[[], Set[str]],
+        served: bool,
     ) -> None:
+        programs = {name for name, table in config.tables.items() if table.kind is TableKind.PROC}
+        self.unserved = programs if not served else set()
         self.rules = config.rules
         self.planner = Planner(config=config, tables=tables, lookup=lookup, plans=plans)
         self._config = config
@@ -210,6 +218,8 @@ class _Run:
         else:
             envelopes = await self._envelopes(outcome)
         members = await self._members()
+        unseen = sorted(_asked_tables(members, envelopes) & self._explainer.unserved)
+        self._trace.unknown += [f"table {name}: only a server can ask its program" for name in unseen]
         unknown = tuple(dict.fromkeys(self._trace.unknown))
         left_out = self._left_out + self._trace.left_out
         return _answer(reply, self._session, members, envelopes, unknown=unknown, left_out=left_out)
@@ -274,6 +284,15 @@ class _Run:
             action=decided.rule.action if decided.rule is not None else "",
             untold=untold,
         )
+
+
+def _asked_tables(members: tuple[Member, ...], envelopes: tuple[EnvelopePlan, ...]) -> set[str]:
+    """The names of all tables that were asked."""
+    steps = [step for member in members for step in member.steps]
+    rules = [rule for step in steps if isinstance(step, Rules) for rule in step.tried]
+    found = {criterion.table for rule in rules for criterion in rule.criteria}
+    asked = [*steps, *(step for envelope in envelopes for step in envelope.asked)]
+    return found | {step.table for step in asked if isinstance(step, TableAsked | UserAsked)}
 
 
 def _answer(

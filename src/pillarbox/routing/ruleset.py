@@ -17,7 +17,7 @@ import msgspec
 from pillarbox.conf.model import Config, Criterion, Rule
 from pillarbox.errors import ConfigError, Problem
 from pillarbox.tables.matchers import Matcher, Source, build_matcher
-from pillarbox.tables.services import Service, parse_address
+from pillarbox.tables.services import Service, bracketed, parse_address
 from pillarbox.tables.table import MemoryTable, Table
 
 NO_NAME = ("", "<unknown>")  # the reverse name of a client that has none
@@ -174,7 +174,7 @@ def ask(place: str, criterion: Criterion, subject: Subject) -> Question | None:
     kind = criterion.kind if place in ("source", "dest") else place
     service = _SERVICES[kind]
     if kind in ("src", "rdns"):
-        name = subject.hostname if kind == "rdns" else _bracketed(subject.address)
+        name = subject.hostname if kind == "rdns" else bracketed(subject.address)
         key = "local" if subject.internal else name
     elif kind == "auth":
         if not subject.authenticated:
@@ -295,7 +295,7 @@ class _Source:
         if subject.internal:
             return self._passing_internal(matched)
         if self._address.used:
-            matched |= self._address.matched(_bracketed(subject.address))
+            matched |= self._address.matched(bracketed(subject.address))
         if subject.address == "local":
             matched |= self._socket
         unnamed = 0
@@ -375,8 +375,3 @@ def _domain(subject: Subject) -> str:
 def _sender(subject: Subject) -> str:
     """The null sender is the address "@", which no entry but "@" matches."""
     return subject.sender or "@"
-
-
-def _bracketed(address: str) -> str:
-    """IPv6 addresses in brackets, as the reference writes them: it is what a regex is compared with."""
-    return f"[{address}]" if ":" in address and address[:1] != "[" else address

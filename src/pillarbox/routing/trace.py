@@ -184,6 +184,15 @@ class TracedTable:
         """Not here: it would take the next entry from the mail that is due."""
         raise TempFail(f"table {self.name} is not asked for its next entry to explain")
 
+    async def update(self) -> None:
+        """Not here."""
+
+    def open(self) -> None:
+        """The table is open."""
+
+    async def close(self) -> None:
+        """The table is not ours to close."""
+
 
 class TracedRuleset:
     """The ruleset, noting what it decided. Implements `routing.ruleset.Decider`."""
