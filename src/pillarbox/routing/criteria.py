@@ -34,6 +34,7 @@ class Criteria:
         self._tables = tables
         self._local_addresses = local_addresses
         self._single: dict[tuple[str, Criterion], Ruleset] = {}
+        self._found: dict[tuple[str, Criterion, str], str] = {}  # entries, by key
         self._bad: dict[Criterion, str] = {}
 
     async def tried(self, rule: Rule, subject: Subject) -> AsyncIterator[CriterionTried]:
@@ -57,7 +58,7 @@ class Criteria:
         try:
             holds = await self._holds(place, criterion, subject)
             if criterion.table and holds is not criterion.negated:
-                entry = visible(await self._entry(place, criterion, subject))
+                entry = await self._known_entry(place, criterion, subject, value)
         except TempFail as failure:
             error = str(failure)
         table = self._config.tables.get(criterion.table)
@@ -94,17 +95,24 @@ class Criteria:
     def _note_bad(self, criterion: Criterion, pattern: str, reason: str) -> None:
         self._bad.setdefault(criterion, f'"{visible(pattern)}" never matches: {reason}')
 
+    async def _known_entry(self, place: str, criterion: Criterion, subject: Subject, key: str) -> str:
+        """Rules of one domain name it each: its entry is looked for once."""
+        plain = msgspec.structs.replace(criterion, negated=False)
+        known = self._found.get((place, plain, key))
+        if known is None:
+            known = self._found[place, plain, key] = visible(await self._entry(place, plain, subject))
+        return known
+
     async def _entry(self, place: str, criterion: Criterion, subject: Subject) -> str:
         """The first entry, in order, that makes the criterion hold; "" where only the table knows."""
         table = self._tables[criterion.table]
         if not isinstance(table, MemoryTable):
             return ""
-        plain = msgspec.structs.replace(criterion, negated=False)
         keys = table.all_keys()
         while len(keys) > 1:
             half = keys[: len(keys) // 2]
-            keys = half if await self._one_of(half, place, plain, subject) else keys[len(half) :]
-        return keys[0] if keys and await self._one_of(keys, place, plain, subject) else ""
+            keys = half if await self._one_of(half, place, criterion, subject) else keys[len(half) :]
+        return keys[0] if keys and await self._one_of(keys, place, criterion, subject) else ""
 
     async def _one_of(self, keys: list[str], place: str, criterion: Criterion, subject: Subject) -> bool:
         tables = self._tables | {criterion.table: self._with_keys(criterion.table, keys)}

@@ -50,6 +50,7 @@ from pillarbox.tables.table import Table
 
 SIZE_MAX = 3 << 20  # bytes of an explanation; what is beyond is counted
 RULES_MAX = 5000  # rules that are told about in all
+RULES_A_TURN = 20  # then others get the loop
 ENVELOPES_MAX = 500
 REVERSE_WAIT = 5.0  # seconds, as a session waits for the client's name
 
@@ -268,6 +269,8 @@ class _Run:
         subject, tried, untold = decided.subject, [], 0
         for rule in self._explainer.rules:
             self._rules -= 1
+            if self._rules % RULES_A_TURN == 0:
+                await asyncio.sleep(0)
             if self._rules < 0 and rule is not decided.rule:
                 untold += 1
                 continue
