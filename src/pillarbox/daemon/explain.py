@@ -7,7 +7,7 @@ file may be meant for another machine, and a key is not everybody's to read.
 
 import os
 import time
-from typing import cast
+from typing import NoReturn, cast
 
 from pillarbox import places
 from pillarbox.conf.build import load_config
@@ -60,6 +60,10 @@ class _Reader:
             if os.geteuid() in (0, uid):
                 raise
             raise NotSeen(f"{error}; a server reads it as {user}, here it counts as absent") from None
+
+    async def read_database(self, path: str, offset: int) -> NoReturn:
+        """A map that we may not read ourselves."""
+        raise NotSeen(f"{path} is not ours to read; a server reads it as root")
 
 
 def read_explained(file: str, macros: dict[str, str]) -> Config:
