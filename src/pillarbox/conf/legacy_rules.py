@@ -311,7 +311,7 @@ def _relay_option(rule: Rule, body: Body, part: Node, host: RelayHost | None) ->
     if kind == "certificate":
         rule.actions += rule.state.certificate(str(value(part)))
     elif kind == "pki":
-        rule.state.check_pki(value(part))
+        rule.state.use_pki(rule.rewrite, value(part))
     operand = _operand(rule, part)
     name, text = _RELAY_OPTIONS[kind], operand
     if kind == "backup":

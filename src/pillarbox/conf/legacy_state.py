@@ -8,7 +8,7 @@ from lark import Token
 
 from pillarbox.conf.draft import Wrong, options, place
 from pillarbox.conf.legacy_read import LegacyStatement
-from pillarbox.conf.legacy_text import has, spell, value
+from pillarbox.conf.legacy_text import Rewrite, has, spell, value
 from pillarbox.conf.report import Report
 from pillarbox.errors import Problem
 
@@ -44,7 +44,7 @@ class Declared:
         tree = statement.tree
         if statement.kind == "pki":
             name = value(tree)
-            self.pki.setdefault(str(name).lower(), spell(str(name)))
+            self.pki.setdefault(str(name).lower(), spell(str(name).lower()))
             if has(tree, "pki_ca"):
                 self.pki_ca.add(str(name).lower())
         elif statement.kind == "listen_on":
@@ -91,8 +91,10 @@ class State:
             if node.data == "reference" and (name := str(value(node))) not in self.tables:
                 raise Wrong(value(node), f"no such table: {name}", names=self.tables, near=name)
 
-    def check_pki(self, token: Token) -> None:
-        """Refuse a pki that nobody declares."""
+    def use_pki(self, rewrite: Rewrite, token: Token) -> None:
+        """Name a pki as it is looked for today, in lower case; one that nobody declares is refused."""
+        if token != token.lower():
+            rewrite.replace(token, spell(token.lower()))
         if self.declared.whole and str(token).lower() not in self.declared.pki:
             raise Wrong(token, f"pki name not found: {token}", names=self.declared.pki, near=str(token))
 

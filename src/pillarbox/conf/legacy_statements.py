@@ -13,10 +13,7 @@ from pillarbox.conf.legacy_state import State
 from pillarbox.conf.legacy_text import Rewrite, has, spell, tokens_of, value
 from pillarbox.conf.values import parse_delay
 
-_FILTERS = (
-    "filters of before 6.4 do not run under today's protocol: see smtpd-filters(7), and `filter ... proc-exec` in "
-    "smtpd.conf(5)"
-)
+_FILTERS = "filters speak another protocol now, smtpd-filters(7); see `filter` in smtpd.conf(5)"
 
 
 def convert_statement(state: State, statement: LegacyStatement) -> list[str] | None:
@@ -171,7 +168,7 @@ def _listen_pki(state: State, rewrite: Rewrite, parts: dict[str, Node]) -> str |
     names = state.declared.pki
     if "listen_pki" in parts:
         name = str(value(parts["listen_pki"])).lower()
-        state.check_pki(value(parts["listen_pki"]))
+        state.use_pki(rewrite, value(parts["listen_pki"]))
         extra = ""
     elif "listen_certificate" in parts:
         name = str(value(parts["listen_certificate"])).lower()

@@ -122,7 +122,7 @@ class Rewrite:
         """The statement as it was written, as comments."""
         statement = self.statement
         lines = statement.source.text[statement.start : statement.end].split("\n")
-        return ["# " + line.strip(" \t\r").rstrip("\\") for line in lines]
+        return ["# " + line.strip(" \t\r").rstrip("\\ \t") for line in lines]
 
 
 def value(node: Node) -> Token:
