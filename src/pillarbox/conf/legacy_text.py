@@ -83,7 +83,8 @@ class Rewrite:
         listed = [nodes] if isinstance(nodes, Tree | Token) else nodes
         tokens = [token for node in listed for token in tokens_of(node)]
         wanted = {id(token) for token in tokens}
-        text, pos = "", -1
+        pieces: list[str] = []
+        pos = 0
         for span in self.statement.spans:
             inside = [token for token in span if id(token) in wanted]
             if not inside:
@@ -91,10 +92,9 @@ class Rewrite:
             start, end = span[0].start_pos or 0, span[0].end_pos or 0
             written = self._span(span, inside, start, end)
             if written:
-                gap = self.statement.source.text[pos:start] if text else ""
-                text += gap + written
+                pieces += (self.statement.source.text[pos:start] if pieces else "", written)
             pos = end
-        return text
+        return "".join(pieces)
 
     def _span(self, span: Sequence[Token], inside: Sequence[Token], start: int, end: int) -> str:
         if len(inside) == len(span) and all(self._stays(token) for token in span):
