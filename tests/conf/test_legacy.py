@@ -174,3 +174,25 @@ def test_what_becomes_a_comment_cannot_swallow_the_next_line() -> None:
     new = converted('filter f \\\n "x" \\\n "y"\naccept for any relay\n')
     assert 'match for any action "act_1"' in new
     load_config(file="new", read=lambda path: new, macros={}, hostname="h", checker=None)
+
+
+_HEAD = """\
+table aliases { a = b }
+table maps { a = b }
+table addrs { "a@b" }
+table nets { 10.0.0.0 }
+pki mx.example.org certificate "/c" key "/k"
+"""
+_ROWS = re.findall(r"^\| (`[^|]*`) \| (`[^|]*`) \|$", (LEGACY.parents[2] / "docs/convert.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("old", "new"), [(old.strip("`"), new.split("<br>")) for old, new in _ROWS])
+def test_the_manual_says_what_becomes_what(old: str, new: list[str]) -> None:
+    lines = converted(_HEAD + old + "\n").splitlines()
+    lines = [line for line in lines if not line.startswith("#")]
+    found = [lines.index(line.strip("`")) for line in new]
+    assert found == sorted(found)
+
+
+def test_the_manual_has_rows() -> None:
+    assert len(_ROWS) > 30
