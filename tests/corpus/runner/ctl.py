@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.corpus.runner.cases import Case
 from tests.corpus.runner.client import play
+from tests.corpus.runner.maps import judge_makemap
 from tests.corpus.runner.sink import Sink
 from tests.corpus.runner.stage import Stage, envelope, remove_all, settle
 from tests.corpus.runner.text import PORTS, fill, numbered, renumbered
@@ -230,4 +231,5 @@ def _left(server: Server, data: Mapping[str, Any]) -> str:
 SEQUENCES: dict[str, Callable[[Sequence[Case], Stage], dict[str, str]]] = {
     "commands": judge_commands,
     "sendmail": judge_sendmail,
+    "makemap": judge_makemap,
 }
