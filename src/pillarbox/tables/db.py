@@ -179,6 +179,13 @@ class DbTable:
         self._state = None
         await self._ask(lambda state: None)
 
+    def open(self) -> None:
+        """Nothing to begin: the file is opened by the first question, in a thread."""
+
+    async def close(self) -> None:
+        """Forget the file; it is closed when the last question about it is answered."""
+        self._state = None
+
     # -- asking
 
     async def _ask(self, question: Callable[[_State], Answer]) -> Answer:
