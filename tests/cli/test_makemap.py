@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,11 @@ def test_the_old_ways_to_make_aliases(tmp_path: Path) -> None:
 def test_newaliases_is_for_root() -> None:
     assert said(run(["newaliases"], user=65534)) == (1, [], ["newaliases: need root privileges"])
     assert said(run(["newaliases", "x"])) == (1, [], ["usage: newaliases [-f file]"])
+
+
+def test_smtpctl_answers_to_their_names(tmp_path: Path) -> None:
+    """As the reference's does, of which they are links."""
+    started = "import sys; from pillarbox.cli.smtpctl import main; sys.argv[0] = {!r}; sys.exit(main())"
+    for name in ("makemap", "newaliases"):
+        done = subprocess.run([sys.executable, "-c", started.format(name), "-h"], capture_output=True, check=False)
+        assert (done.returncode, done.stderr.startswith(f"usage: {name} ".encode())) == (1, True)

@@ -14,6 +14,7 @@ from tests.corpus.runner.cases import Case
 from tests.corpus.runner.client import play
 from tests.corpus.runner.maps import judge_makemap
 from tests.corpus.runner.sink import Sink
+from tests.corpus.runner.spf import judge_spf
 from tests.corpus.runner.stage import Stage, envelope, remove_all, settle
 from tests.corpus.runner.text import PORTS, fill, numbered, renumbered
 from tests.system.server import BIN, Result, Server, wait_for
@@ -232,4 +233,5 @@ SEQUENCES: dict[str, Callable[[Sequence[Case], Stage], dict[str, str]]] = {
     "commands": judge_commands,
     "sendmail": judge_sendmail,
     "makemap": judge_makemap,
+    "spf": judge_spf,
 }

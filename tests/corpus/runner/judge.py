@@ -170,4 +170,4 @@ JUDGES: dict[str, Callable[[Case, Stage], str]] = {
     "relay": judge_relay,
 }
 # Kinds in which a wiring makes no difference are judged in one.
-ONE_WIRING = {"config", "makemap"}
+ONE_WIRING = {"config", "makemap", "spf"}
