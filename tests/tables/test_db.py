@@ -55,6 +55,7 @@ def test_lookup_ignores_case(path):
     assert run(table.lookup(Service.ALIAS, "ALICE")) == "a@example.org"
     assert run(table.lookup(Service.ALIAS, "bob")) is None
     assert run(table.match(Service.STRING, "Alice"))
+    assert run(table.any_value()) in {value[:-1].decode() for value in ENTRIES.values()}
     assert not run(table.match(Service.STRING, "a.example.org"))
 
 
@@ -78,6 +79,7 @@ def test_an_empty_database_has_nothing(tmp_path):
     (tmp_path / "t.db").write_bytes(write_hash({}))
     table = make(tmp_path / "t.db")
     assert run(table.fetch(Service.SOURCE)) is None
+    assert run(table.any_value()) == ""
     assert run(table.lookup(Service.ALIAS, "x")) is None
     assert not run(table.match(Service.DOMAIN, "x"))
 

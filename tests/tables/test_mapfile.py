@@ -73,6 +73,20 @@ def test_any_bytes_are_a_map_or_an_error(lines, kind):
         assert all(item.count(b"\0") == 1 and item.endswith(b"\0") for pair in pairs.items() for item in pair)
 
 
+WORD = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], exclude_characters=":#["), min_size=1)
+
+
+@given(st.dictionaries(WORD.filter(lambda word: word == word.lower()), WORD, max_size=30), st.sampled_from(Format))
+def test_what_was_written_as_text_is_in_the_database(tmp_path_factory, entries, layout):
+    text = "".join(f"{key}\t{value}\n" for key, value in entries.items()).encode()
+    path = tmp_path_factory.getbasetemp() / "map.db"
+    pairs = parse_map(text.split(b"\n"), name="map", kind=Kind.PLAIN, is_alias=str.isalnum)
+    replace_database(str(path), pairs, layout, like=None)
+    data = path.read_bytes()
+    found = read_database(lambda at, size: data[at : at + size], len(data)).items()
+    assert {k[:-1].decode(): v[:-1].decode() for k, v in found} == entries
+
+
 @pytest.mark.parametrize("layout", Format)
 def test_the_database_has_the_mode_of_its_source(tmp_path: Path, layout: Format):
     target = tmp_path / "x.db"
@@ -99,3 +113,16 @@ def test_where_it_cannot_be_put_nothing_changes(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept", "x.db"]
     with pytest.raises(MapError, match="No such file"):
         replace_database(str(tmp_path / "no/x.db"), {}, Format.HASH, like=None)
+
+
+@pytest.mark.parametrize("stopped", [OSError(28, "No space left on device"), SystemExit(143), KeyboardInterrupt()])
+def test_whatever_stops_it_leaves_the_old_database_alone(tmp_path: Path, monkeypatch, stopped):
+    (tmp_path / "x.db").write_text("old")
+
+    def fsync(descriptor):
+        raise stopped
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(MapError if isinstance(stopped, OSError) else type(stopped)):
+        replace_database(str(tmp_path / "x.db"), {b"a\0": b"b\0"}, Format.HASH, like=None)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.db", "old")]

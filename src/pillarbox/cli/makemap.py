@@ -30,6 +30,8 @@ def main() -> int:
 def guarded(name: str, command: Callable[[], int]) -> int:
     """A command, its errors told as err(3) does."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `makemap -U … | head` ends quietly
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         return command()
     except Usage as error:
@@ -39,6 +41,11 @@ def guarded(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 1
+
+
+def _end(number: int, frame: object) -> None:
+    """Told to end: by an exception, so that what was begun is tidied up."""
+    sys.exit(128 + number)
 
 
 def complain(name: str, text: str) -> None:

@@ -205,8 +205,7 @@ class Lookup:
         known = self._table(generation, table)
         value = await known.lookup(Service.CREDENTIALS, user)
         stored = None if value is None else parse_credentials(user, value)[1]
-        decoy = known.any_value() if isinstance(known, MemoryTable) else ""
-        return await self._passwords.check(password, stored, decoy=decoy)
+        return await self._passwords.check(password, stored, decoy=await _any_value(known))
 
     async def _check_system_password(self, user: str, password: str) -> bool:
         try:
@@ -303,6 +302,13 @@ class Lookup:
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
+
+
+async def _any_value(table: Table) -> str:
+    """A value of the table: what the hash of a user who is not in it is compared with."""
+    if isinstance(table, DbTable):
+        return await table.any_value()
+    return table.any_value() if isinstance(table, MemoryTable) else ""
 
 
 def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> model.Table:

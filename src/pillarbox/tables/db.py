@@ -90,6 +90,10 @@ class _State:
                 return _text(found)
         return None
 
+    def any_value(self) -> str:
+        """A value, "" where there is none."""
+        return next((_text(value) for _, value in self._database.items()), "")
+
     def address_value(self, key: str) -> str | None:
         """The value of an address, however it is written."""
         with self._compiling:
@@ -173,6 +177,10 @@ class DbTable:
     async def all_keys(self) -> list[str]:
         """The keys, sorted."""
         return await self._ask(_State.keys)
+
+    async def any_value(self) -> str:
+        """A value of the table, "" where it has none."""
+        return await self._ask(_State.any_value)
 
     async def update(self) -> None:
         """Open the file again, as `smtpctl update table` asks; raises TempFail where it cannot be used."""
