@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.servers import PORT, OpenSMTPD
-from pillarbox.tables.berkeley import Database, read_database
+from pillarbox.tables.berkeley import read_database
+from pillarbox.tables.database import Database
 from tests.peers.programs import opensmtpd, opensmtpd_program
 from tests.system.server import BIN
 

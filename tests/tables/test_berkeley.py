@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pillarbox.tables.berkeley import BtreeDatabase, DatabaseError, HashDatabase, key_hash, read_database
+from pillarbox.tables.berkeley import BtreeDatabase, HashDatabase, key_hash, read_database
 from pillarbox.tables.berkeley_writer import PAGE_SIZE, write_btree, write_hash
+from pillarbox.tables.database import DatabaseError
 
 WRITERS = [(write_hash, HashDatabase), (write_btree, BtreeDatabase)]
 both = pytest.mark.parametrize("write", [write_hash, write_btree])
@@ -111,11 +112,6 @@ def test_files_of_another_kind_are_named(at, fields, said):
     struct.pack_into("<" + fields, data, at, 0xDEADBEEF & (1 << 8 * struct.calcsize(fields)) - 1)
     with pytest.raises(DatabaseError, match=said):
         opened(bytes(data))
-
-
-def test_a_file_of_the_old_library_says_what_to_do():
-    with pytest.raises(DatabaseError, match=r"1\.85: make it again with makemap"):
-        opened(struct.pack(">II", 0x061561, 2).ljust(4096, b"\0"))
 
 
 def test_duplicates_and_several_databases_are_refused():

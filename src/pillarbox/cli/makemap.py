@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pillarbox.cli.invocation import program_name
 from pillarbox.errors import PillarboxError
 from pillarbox.routing.aliases import AliasError, parse_member
-from pillarbox.tables.berkeley import DatabaseError, read_database
+from pillarbox.tables.berkeley import read_database
+from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.mapfile import Format, Kind, MapError, lock_source, parse_map, replace_database
 
 USAGE = "usage: makemap [-U] [-d dbtype] [-o dbfile] [-t type] file"

@@ -24,7 +24,7 @@ from pillarbox.daemon.hanging import Hanging
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.roles.parent import DatabasePart
-from pillarbox.tables.berkeley import DatabaseError
+from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
 
 _FORWARD_MAX = 64 * 1024

@@ -3,16 +3,16 @@
 The library is C, gone from several systems, and hangs or ends the process on a file that is damaged. Here every
 number that a file holds is checked before it is used, every walk is bounded by the file's own size, and what is wrong
 is a `DatabaseError`. Only what maps need is read: one database a file, without encryption, checksums or duplicates.
-What writes such files is `tables/berkeley_writer`; what a map means is `tables/db`.
+What writes such files is `tables/berkeley_writer`; those of version 1.85 are `tables/berkeley_old`; what a map means is
+`tables/db`.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 
-from pillarbox.errors import PillarboxError
-
-Read = Callable[[int, int], bytes]  # (offset, size): what the file holds there, shorter at its end
+from pillarbox.tables.berkeley_old import is_old, read_old_database
+from pillarbox.tables.database import MAX_DEPTH, MAX_ITEM, Database, DatabaseError, Read
 
 BTREE_MAGIC, HASH_MAGIC = 0x053162, 0x061561
 BTREE_VERSION, HASH_VERSION = 9, 9  # of Berkeley DB 4.6 to 5.3
@@ -33,15 +33,9 @@ HASH_META_FIELDS = 72  # where they begin; those of a btree likewise
 ROOT_FIELD = 88
 SPARES_FIELD = 96
 _SMALLEST_PAGE, _LARGEST_PAGE = 512, 65536
-_MAX_ITEM = 64 << 20  # bytes
-_MAX_DEPTH = 64  # pages from the root of a btree to a leaf
 
 _SEVERAL_DATABASES = {HASH_MAGIC: 0x02, BTREE_MAGIC: 0x20}
 _UNUSABLE_FLAGS = {HASH_MAGIC: 0x01 | 0x04, BTREE_MAGIC: 0x01 | 0x02 | 0x40 | 0x80}  # duplicates, records, compressed
-
-
-class DatabaseError(PillarboxError):
-    """The file is no database that can be read, or it is damaged."""
 
 
 class Page:
@@ -113,7 +107,7 @@ class _File:
 
     def long_item(self, number: int, size: int) -> bytes:
         """An item that fills pages of its own."""
-        if size > min(_MAX_ITEM, self.last * self._page_size):
+        if size > min(MAX_ITEM, self.last * self._page_size):
             raise DatabaseError(f"damaged: an item of {size} bytes")
         parts: list[bytes] = []
         left = size
@@ -125,18 +119,6 @@ class _File:
         if left:
             raise DatabaseError("damaged: an item has another length than it says")
         return b"".join(parts)
-
-
-class Database:
-    """What a map is asked: the value of a key, and all pairs in the order of the file."""
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value of a key, None where there is none."""
-        raise NotImplementedError
-
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All pairs."""
-        raise NotImplementedError
 
 
 class HashDatabase(Database):
@@ -194,7 +176,7 @@ class BtreeDatabase(Database):
     def get(self, key: bytes) -> bytes | None:
         """See `Database`."""
         page = self._page(self._root)
-        for _ in range(_MAX_DEPTH):
+        for _ in range(MAX_DEPTH):
             if page.kind == LEAF_PAGE:
                 return self._in_leaf(page, key)
             page = self._page(self._child(page, key))
@@ -203,7 +185,7 @@ class BtreeDatabase(Database):
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """See `Database`."""
         page = self._page(self._root)
-        for _ in range(_MAX_DEPTH):
+        for _ in range(MAX_DEPTH):
             if page.kind == LEAF_PAGE:
                 break
             page = self._page(self._child(page, None))
@@ -270,10 +252,9 @@ def read_database(read: Read, size: int) -> Database:
         if magic in (HASH_MAGIC, BTREE_MAGIC):
             break
     else:
-        old = {struct.unpack_from(f"{order}I", head)[0] for order in "<>"} & {HASH_MAGIC, BTREE_MAGIC}
-        raise DatabaseError(
-            "a file of Berkeley DB 1.85: make it again with makemap" if old else "not a Berkeley DB file"
-        )
+        if is_old(head):
+            return read_old_database(read, size, head)
+        raise DatabaseError("not a Berkeley DB file")
     if version not in _READABLE_VERSIONS:
         raise DatabaseError(f"version {version} of the format is not known here: make it again with makemap")
     if page_size & (page_size - 1) or not _SMALLEST_PAGE <= page_size <= _LARGEST_PAGE:

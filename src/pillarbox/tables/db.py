@@ -20,7 +20,8 @@ from typing import TypeVar
 
 from pillarbox.errors import TempFail
 from pillarbox.roles.parent import DatabasePart, Stamp
-from pillarbox.tables.berkeley import Database, DatabaseError, read_database
+from pillarbox.tables.berkeley import read_database
+from pillarbox.tables.database import Database, DatabaseError
 from pillarbox.tables.matchers import Matcher, build_matcher
 from pillarbox.tables.services import Service, parse_address
 
