@@ -12,6 +12,8 @@ _ENTRIES = {
     "sendmail": ("sendmail", "main"),
     "smtpd": ("smtpd", "main"),
     "smtpd-convert": ("convert", "main"),
+    "makemap": ("makemap", "main"),
+    "newaliases": ("newaliases", "main"),
 }
 
 

@@ -25,7 +25,10 @@ def test_what_would_be_ignored_is_named(fields, said):
 
 
 def test_a_configuration_that_is_served_passes():
-    tables = {kind: Table(name=kind, kind=kind) for kind in (TableKind.STATIC, TableKind.FILE, TableKind.GETPWNAM)}
+    tables = {
+        kind: Table(name=kind, kind=kind)
+        for kind in (TableKind.STATIC, TableKind.FILE, TableKind.DB, TableKind.GETPWNAM)
+    }
     config = Config(
         hostname="h",
         listeners=(Listener(id=1),),

@@ -93,6 +93,7 @@ def test_kinds_that_are_not_served_are_refused():
             delimiter="+",
             executor=ThreadPoolExecutor(1),
             on_bad_regex=lambda pattern, why: None,
+            read_by_parent=None,
         )
 
 

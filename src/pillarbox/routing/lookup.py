@@ -24,6 +24,7 @@ from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.auth import Passwords
 from pillarbox.routing.expand import TEMPORARY, Expander
 from pillarbox.routing.ruleset import Ruleset
+from pillarbox.tables.db import DbTable
 from pillarbox.tables.matchers import MailaddrMatcher
 from pillarbox.tables.services import Service, parse_credentials, parse_source
 from pillarbox.tables.table import MemoryTable, Table, lookup_user, open_table
@@ -117,6 +118,7 @@ class Lookup:
             delimiter=config.smtp.sub_addr_delim[:1],
             executor=self._names,
             on_bad_regex=lambda pattern, reason: self._bad_regex(table.name, pattern, reason),
+            read_by_parent=self._system.read_database,
         )
 
     def _compile(self, config: Config, tables: dict[str, Table]) -> _Generation:
@@ -203,8 +205,7 @@ class Lookup:
         known = self._table(generation, table)
         value = await known.lookup(Service.CREDENTIALS, user)
         stored = None if value is None else parse_credentials(user, value)[1]
-        decoy = known.any_value() if isinstance(known, MemoryTable) else ""
-        return await self._passwords.check(password, stored, decoy=decoy)
+        return await self._passwords.check(password, stored, decoy=await _any_value(known))
 
     async def _check_system_password(self, user: str, password: str) -> bool:
         try:
@@ -249,6 +250,8 @@ class Lookup:
         found = self._table(generation, table)
         if isinstance(found, MemoryTable):
             return [parse_source(key) for key in found.all_keys()]
+        if isinstance(found, DbTable):
+            return [parse_source(key) for key in await found.all_keys()]
         address = await found.fetch(Service.SOURCE)
         return [] if address is None else [parse_source(address)]
 
@@ -269,20 +272,26 @@ class Lookup:
         self._log.verbose = verbose
 
     async def update_table(self, name: str) -> bool:
-        """Read a file table again, in every generation that has it; what cannot be read leaves the old content."""
+        """Read a file table again, in every generation that has it; what cannot be read leaves the old content.
+
+        A db table is opened again.
+        """
         holders = [g for g in self._generations.values() if name in g.config.tables]
         if not holders:
             self._log.warn(f'Lookup table not found: "{name}"')
             return False
-        if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
-            try:
+        try:
+            for table in [g.tables[name] for g in holders]:
+                if isinstance(table, DbTable):
+                    await table.update()
+            if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
                 entries = await self._system.read_table(name)
-            except PillarboxError as error:
-                self._log.info(f'info: Failed to update table "{name}"')
-                self._log.warn(f"table {name}: {error}")
-                return False
-            for number in list(self._generations):
-                self._replace_entries(number, name, entries)
+                for number in list(self._generations):
+                    self._replace_entries(number, name, entries)
+        except PillarboxError as error:
+            self._log.info(f'info: Failed to update table "{name}"')
+            self._log.warn(f"table {name}: {error}")
+            return False
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
@@ -293,6 +302,13 @@ class Lookup:
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
+
+
+async def _any_value(table: Table) -> str:
+    """A value of the table: what the hash of a user who is not in it is compared with."""
+    if isinstance(table, DbTable):
+        return await table.any_value()
+    return table.any_value() if isinstance(table, MemoryTable) else ""
 
 
 def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> model.Table:

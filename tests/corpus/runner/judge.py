@@ -172,4 +172,4 @@ JUDGES: dict[str, Callable[[Case, Stage], str]] = {
     "migration": judge_migration,
 }
 # Kinds in which a wiring makes no difference are judged in one.
-ONE_WIRING = {"config", "migration"}
+ONE_WIRING = {"config", "makemap", "migration", "spf"}
