@@ -135,7 +135,7 @@ def _matches(rule: Rule, outcome: str) -> list[str]:
 
 
 def _local(rule: Rule, outcome: str) -> dict[str, str]:
-    """Who authenticates was `local`, and is not today: say it in the match, or above it."""
+    """Clients that authenticate were `local`, and are not today: say it in the match, or above it."""
     criteria = rule.criteria
     if "auth" in criteria.nodes:
         if criteria.negated("auth") or criteria.negated("from"):
@@ -145,10 +145,10 @@ def _local(rule: Rule, outcome: str) -> dict[str, str]:
         return {}
     if criteria.negated("from"):
         criteria.texts["auth"] = "!auth"
-        rule.tell("who authenticates counted as local: !auth was added", attention=False)
+        rule.tell("clients that authenticate were local too: !auth was added", attention=False)
         return {}
     also = criteria.line(outcome, **{"from": "from auth"})
-    rule.tell(f"who authenticates counted as local and matched this; today not. To keep that, add: {also}")
+    rule.tell(f"clients that authenticate were local too, and matched this; not so today. To keep it, add: {also}")
     return {}
 
 

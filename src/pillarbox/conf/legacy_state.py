@@ -65,6 +65,7 @@ class State:
         self.rules = 0
         self.remarks: list[Remark] = []
         self.certificates: set[str] = set()  # pki statements written for certificates of 5.3
+        self.pki: set[str] = set()  # declared above
         self.seen_accept = False
         self.silent = False  # in a file that is only read
 

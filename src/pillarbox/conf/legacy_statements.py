@@ -26,10 +26,14 @@ def convert_statement(state: State, statement: LegacyStatement) -> list[str] | N
     return rewrite.lines()
 
 
-def _without_equivalent(state: State, rewrite: Rewrite, message: str) -> None:
+def _leave(state: State, rewrite: Rewrite, message: str) -> None:
     """Leave the statement as a comment, and say why."""
     rewrite.gone = True
-    _tell(state, rewrite, f"no equivalent: {message}")
+    _tell(state, rewrite, message)
+
+
+def _without_equivalent(state: State, rewrite: Rewrite, message: str) -> None:
+    _leave(state, rewrite, f"no equivalent: {message}")
 
 
 def _tell(state: State, rewrite: Rewrite, message: str) -> None:
@@ -96,6 +100,7 @@ def _ca(state: State, rewrite: Rewrite) -> None:
 
 def _pki(state: State, rewrite: Rewrite) -> None:
     name = tokens_of(rewrite.statement.tree)[1]
+    state.pki.add(name.lower())
     parts = options(rewrite.statement.tree)
     for part in parts:
         keyword, word = tokens_of(part)
@@ -126,9 +131,9 @@ def _listen(state: State, rewrite: Rewrite) -> None:
     if len(modes) > 1:
         raise Wrong(parts[modes[1]], "TLS mode already specified")
     extra = _listen_pki(state, rewrite, parts)
-    if extra is None:
-        _without_equivalent(state, rewrite, "no certificate is named for TLS, and none could be told; declare a pki")
-    elif modes[0] == "listen_secure":
+    if rewrite.gone:
+        return
+    if modes[0] == "listen_secure":
         _secure(rewrite, parts, extra)
     else:
         rewrite.after = extra
@@ -163,8 +168,8 @@ def _secure(rewrite: Rewrite, parts: dict[str, Node], extra: str) -> None:
     rewrite.instead = second
 
 
-def _listen_pki(state: State, rewrite: Rewrite, parts: dict[str, Node]) -> str | None:
-    """What to add to a listener with TLS: the pki that it used without saying so, and its CA. None: unknown."""
+def _listen_pki(state: State, rewrite: Rewrite, parts: dict[str, Node]) -> str:
+    """What to add to a listener with TLS: the pki that it used without saying so, and its CA."""
     names = state.declared.pki
     if "listen_pki" in parts:
         name = str(value(parts["listen_pki"])).lower()
@@ -177,7 +182,11 @@ def _listen_pki(state: State, rewrite: Rewrite, parts: dict[str, Node]) -> str |
     else:
         name = _implied_pki(state, rewrite, parts)
         if not name:
-            return None
+            _leave(state, rewrite, "TLS without a pki, and which one it took cannot be told: name one")
+        elif name in names and name not in state.pki:
+            _leave(
+                state, rewrite, f"it took the pki {names[name]}, which must stand above: name it, and move this there"
+            )
         extra = f" pki {names.get(name) or spell(name)}"
     verifies = any(has(part, "verify") for part in parts.values())
     if verifies and name in state.declared.pki_ca and "listen_ca" not in parts:
