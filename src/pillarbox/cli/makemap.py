@@ -73,23 +73,29 @@ def _run(arguments: list[str]) -> int:
     given = dict(options)
     layout = _layout(given.get("-d", Format.HASH))
     kind = _kind(given["-t"]) if "-t" in given else Kind.PLAIN
-    aliases_file = given.get("-O", "").removeprefix("AliasFile=") if "AliasFile=" in given.get("-O", "") else ""
     target = given.get("-o", "")
-    if len(rest) == 2 and not target:  # as sendmail's: makemap TYPE DATABASE < SOURCE
-        layout = _layout(rest[0])
-        rest, target = [_STDIN], rest[1] if rest[1].partition(".db")[1:] == (".db", "") else f"{rest[1]}.db"
-    if given.get("-b") == "i":  # as sendmail's: newaliases
+    # What sendmail's programs of these names took: `-bi`, `-O AliasFile=FILE`, and `TYPE DATABASE < SOURCE`.
+    option, _, aliases = given.get("-O", "").partition("=")
+    aliases = aliases if option == "AliasFile" else ""
+    if given.get("-b") == "i":
         from pillarbox.cli import newaliases  # noqa: PLC0415 - it reads configurations, which needs much
 
-        return newaliases.make_aliases(rest, source=aliases_file, target=target, layout=layout)
+        return newaliases.make_aliases(rest, source=aliases, target=target, layout=layout)
+    if len(rest) == 2 and not target:
+        layout, target = _layout(rest[0]), _with_suffix(rest[1])
+        rest = [_STDIN]
     if len(rest) != 1:
         raise Usage(USAGE)
     if "-U" in given:
         return _dump(rest[0])
     target = target or f"{rest[0]}.db"
-    if make_map(rest[0], target, Kind.ALIASES if aliases_file else kind, layout) == 0:
+    if make_map(rest[0], target, Kind.ALIASES if aliases else kind, layout) == 0:
         complain("makemap", f"warning: empty map created: {target}")
     return 0
+
+
+def _with_suffix(path: str) -> str:
+    return path if path.partition(".db")[1:] == (".db", "") else f"{path}.db"
 
 
 def _layout(given: str) -> Format:
