@@ -17,6 +17,7 @@ from tests.system.server import bound_ports, free_port, kill, tree, wait_for
 USER = "nobody"  # for servers that refuse to be root
 BASE_DN = "dc=example,dc=org"
 ADMIN = f"cn=admin,{BASE_DN}"
+CERTS = Path(__file__).resolve().parent.parent / "corpus/fixtures/certs"
 PASSWORD = "it's %s a 'secret'"  # what a configuration must be able to hold
 
 
@@ -182,17 +183,23 @@ class Slapd(Database):
         home(folder / "data")
         self.port = free_port()
         self.url = f"ldap://127.0.0.1:{self.port}"
+        self.secure = f"ldaps://127.0.0.1:{free_port()}"
         self.local = f"ldapi://{str(folder / 'socket').replace('/', '%2F')}"
         conf = folder / "slapd.conf"
         schemas = "".join(
             f"include /etc/ldap/schema/{name}.schema\n" for name in ("core", "cosine", "nis", "inetorgperson")
         )
+        for name in ("rsa.crt", "rsa.key", "ca.crt"):
+            shutil.copy(CERTS / name, folder)
+            (folder / name).chmod(0o644)
+        tls = f"TLSCACertificateFile {folder}/ca.crt\nTLSCertificateFile {folder}/rsa.crt\n"
+        tls += f"TLSCertificateKeyFile {folder}/rsa.key\n"
         conf.write_text(
-            f"{schemas}modulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {folder}/pid\n"
+            f"{tls}{schemas}modulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {folder}/pid\n"
             f'database mdb\nsuffix "{BASE_DN}"\nrootdn "{ADMIN}"\nrootpw "{PASSWORD}"\ndirectory {folder}/data\n'
         )
         conf.chmod(0o644)
-        argv = [server, "-f", str(conf), "-h", f"{self.url} {self.local}", "-d", "0"]
+        argv = [server, "-f", str(conf), "-h", f"{self.url} {self.secure} {self.local}", "-d", "0"]
         super().__init__(folder, argv, port=self.port)
 
     def add(self, ldif: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.servers import ADMIN, BASE_DN, PASSWORD, Slapd, running
+from tests.backends.servers import ADMIN, BASE_DN, CERTS, PASSWORD, Slapd, running
 from tests.sdk.child import Child, installed
 from tests.system.server import wait_for
 
@@ -152,6 +152,19 @@ def test_a_local_socket_and_a_host_alone_are_urls_too(server: Slapd, place: Path
     for url in (server.local, server.url.removeprefix("ldap://"), f"{server.url}/ignored?x"):
         with child(place, f"url: {url}\n{CONFIG}") as program:
             assert program.lookup("alias", "alice@example.org") == "found|alice"
+
+
+@pytest.mark.parametrize("scheme", ["ldaps", "ldap+tls"])
+def test_tls_is_with_the_server_s_name_and_a_ca_that_is_trusted(server: Slapd, place: Path, scheme: str) -> None:
+    url = server.secure if scheme == "ldaps" else server.url.replace("ldap", "ldap+tls", 1)
+    with child(place, f"url: {url}\nca_file: {CERTS}/ca.crt\n{CONFIG}") as program:
+        assert program.lookup("alias", "alice@example.org") == "found|alice"
+        assert program.check("auth", "alice:Al|ice's: pw") == "found"
+    for ca in (f"ca_file: {CERTS}/other.crt\n", "", "ca_file: /nowhere\n"):
+        with child(place, f"url: {url}\n{ca}{CONFIG}") as program:
+            assert program.lookup("alias", "alice@example.org").startswith("error|LDAP: ")
+    with child(place, f"url: {url.replace('127.0.0.1', '127.0.0.2')}\nca_file: {CERTS}/ca.crt\n{CONFIG}") as program:
+        assert program.lookup("alias", "alice@example.org").startswith("error|LDAP: ")
 
 
 def test_a_directory_that_comes_and_goes_is_errors_meanwhile(server: Slapd, place: Path) -> None:

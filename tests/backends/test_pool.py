@@ -73,6 +73,23 @@ def test_connections_are_kept_and_a_lost_one_is_made_anew_for_the_question_that_
     asyncio.run(scenario())
 
 
+def test_after_a_fault_of_the_driver_the_connection_is_not_used_again() -> None:
+    async def scenario() -> None:
+        world = World()
+        lines = pool(world)
+        with pytest.raises(ZeroDivisionError):
+            await lines.run(lambda line: 1 // 0)
+        with pytest.raises(TableError, match="wrong query"):
+            await lines.run(refuse)
+        assert await lines.run(Line.ask) == "answer"
+        assert (world.connected, world.closed) == (2, 1)
+
+    def refuse(line: Line) -> None:
+        raise TableError("wrong query")
+
+    asyncio.run(scenario())
+
+
 def test_while_nobody_listens_every_question_is_an_error_and_few_connect() -> None:
     async def scenario() -> None:
         world = World()

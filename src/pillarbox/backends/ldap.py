@@ -245,7 +245,10 @@ def _open(directory: Directory) -> Any:
     server.set_option(ldap.OPT_TIMEOUT, DEADLINE)
     if directory.ca_file:
         server.set_option(ldap.OPT_X_TLS_CACERTFILE, directory.ca_file)
-        server.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
+        try:
+            server.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
+        except ValueError:  # libldap does not say what it did not like
+            raise Lost(f"LDAP: the ca_file {directory.ca_file} cannot be used") from None
     if directory.start_tls:
         server.start_tls_s()
     return server

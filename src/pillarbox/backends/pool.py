@@ -16,7 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from pillarbox.sdk.table import TableError
 
 CONNECT_TIMEOUT = 5  # seconds that a driver may take to connect
-DEADLINE = 10.0  # seconds for one question, waiting for a free connection not counted
+# Seconds for one question, all in all: our server starts a program anew that is silent for 15.
+DEADLINE = 10.0
 SIZE = 4  # connections
 
 _log = logging.getLogger("pillarbox.backends")
@@ -132,7 +133,9 @@ class _Worker(Generic[C]):
             self._connection = self._connected()
         try:
             return work(self._connection)
-        except Lost:
+        except TableError:
+            raise
+        except BaseException:  # whatever else it is, who knows in which state the connection is now
             self._drop()
             raise
 
@@ -172,15 +175,16 @@ class Pool(Generic[C]):
 
     async def run(self, work: Callable[[C], T]) -> T:
         """The result of `work` with a connection. Raises TableError, also past the deadline."""
+        end = asyncio.get_running_loop().time() + self._deadline
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout_at(end):
                 await self._room.acquire()
         except TimeoutError:
             raise TableError(f"every connection is busy for {self._deadline:g} s") from None
         worker = self._idle.pop() if self._idle else _Worker(self._connect, self._backoff)
         asked = asyncio.wrap_future(worker.ask(work))
         asked.add_done_callback(lambda done: self._free(worker, done))
-        await asyncio.wait([asked], timeout=self._deadline)
+        await asyncio.wait([asked], timeout=end - asyncio.get_running_loop().time())
         if not asked.done():
             worker.abort()
             raise TableError(f"no answer from the database within {self._deadline:g} s")
