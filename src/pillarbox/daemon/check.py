@@ -22,6 +22,7 @@ from pillarbox.conf.build import load_config
 from pillarbox.conf.model import Config, Listener, Pki
 from pillarbox.daemon import interfaces
 from pillarbox.errors import ConfigError, PillarboxError, Problem
+from pillarbox.tables.db import check_database
 
 MAX_FILE = 1 << 30  # bytes; a table may be large
 CERT_MODE = 0o755  # at most, as the reference demands
@@ -109,8 +110,8 @@ class Machine:
         return bool(find_table_program(backend, self._table_programs))
 
     def table_database(self, path: str) -> str:
-        """What is wrong with a `db:` file."""
-        return _unreadable(path)
+        """What is wrong with the file of a `db:` table."""
+        return check_database(path)
 
     def pki(self, pki: Pki) -> tuple[str, str]:
         """What keeps a certificate or key from being loaded; and that they do not belong together, a warning.
@@ -160,14 +161,6 @@ def find_table_program(backend: str, folders: Sequence[str] = TABLE_PROGRAMS) ->
 def _bytes(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(1 << 20)
-
-
-def _unreadable(path: str) -> str:
-    try:
-        with open(path, "rb"):
-            return ""
-    except (OSError, ValueError) as error:
-        return _reason(error)
 
 
 def _reason(error: Exception) -> str:

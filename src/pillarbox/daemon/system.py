@@ -23,8 +23,12 @@ from pillarbox.daemon import check
 from pillarbox.daemon.hanging import Hanging
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import DatabasePart
+from pillarbox.tables.database import DatabaseError
+from pillarbox.tables.db import open_regular, stamp
 
 _FORWARD_MAX = 64 * 1024
+_PART = 1 << 20  # bytes of a database at a time
 
 _FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
 
@@ -97,6 +101,12 @@ class ParentSystem:
         entries = self._tables[name] = await asyncio.to_thread(_read_table, table.config)
         return entries
 
+    async def read_database(self, path: str, offset: int) -> DatabasePart:
+        """See `System.read_database`; only files of db tables of the running configuration."""
+        if not any(t.kind is TableKind.DB and t.config == path for t in self._config.tables.values()):
+            raise TempFail(f"{path}: not a db table of this configuration")
+        return await asyncio.to_thread(_read_part, path, offset)
+
     async def remember_pause(self, kind: str, paused: bool) -> None:
         """See `System.remember_pause`."""
         (self.paused.add if paused else self.paused.discard)(kind)
@@ -119,6 +129,19 @@ def _read_table(path: str) -> tuple[tuple[str, str], ...]:
         return parse_table_file(path, check.read_file(path))[1]
     except (OSError, TableFileError) as error:
         raise TempFail(f"{path}: {error}") from error
+
+
+def _read_part(path: str, offset: int) -> DatabasePart:
+    try:
+        descriptor, _ = open_regular(path)
+        try:
+            data = os.pread(descriptor, _PART, offset)
+            # Only now: what changed while it was read shows.
+            return DatabasePart(stamp(os.fstat(descriptor)), data)
+        finally:
+            os.close(descriptor)
+    except (OSError, DatabaseError) as error:
+        raise TempFail(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _presence(home: str) -> bytes:
