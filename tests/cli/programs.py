@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _START = "import sys; from pillarbox.cli.{module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
-_ENTRIES = {"mailq": ("smtpctl", "mailq"), "sendmail": ("sendmail", "main")}
+_ENTRIES = {
+    "mailq": ("smtpctl", "mailq"),
+    "sendmail": ("sendmail", "main"),
+    "smtpd": ("smtpd", "main"),
+    "smtpd-convert": ("convert", "main"),
+    "makemap": ("makemap", "main"),
+    "newaliases": ("newaliases", "main"),
+}
 
 
 def run(

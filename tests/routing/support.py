@@ -5,7 +5,7 @@ import io
 
 from pillarbox.conf.model import Config, Criterion, Local, Relay, Rule, SmtpOptions, Srs, Table, TableKind
 from pillarbox.daemon.plans import Plans
-from pillarbox.errors import PermFail
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope
 from pillarbox.roles.lookup import Client, Recipient
@@ -81,6 +81,9 @@ class Parent:
         if name not in self.tables:
             raise PermFail("no such file")
         return self.tables[name]
+
+    async def read_database(self, path, offset):
+        raise TempFail(f"{path}: not there for the parent either")
 
     async def stop(self):
         raise AssertionError("lookup stops nobody")

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 
 import pytest
 
@@ -10,6 +11,7 @@ from pillarbox.conf.model import Config, Listener, SmtpOptions
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.mail.envelope import Notify
 from pillarbox.roles.queue import INLINE_BODY
+from pillarbox.server import session
 from pillarbox.server.commands import rcpt
 
 from .memory import World, world
@@ -343,6 +345,49 @@ def test_a_client_that_only_shuts_down_its_side_gets_its_answers():
         assert (await c.reply())[:3] == "250"
         assert await c.closed()
         assert w.log[-1] == "smtp disconnected reason=disconnect"
+
+    run(scenario)
+
+
+def test_a_client_that_is_still_sending_hears_why_it_was_refused():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"x" * 200_000)  # more than is read before the line is too long
+        assert await c.reply() == "500 5.0.0 Line too long"
+        c.writer.write(b"y" * 50_000)
+        await c.writer.drain()
+        assert await c.closed()  # the end of the stream, not a reset
+        c.writer.close()
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_refused_client_that_sends_on_and_on_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 3600.0)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"x" * 200_000)
+        assert await c.reply() == "500 5.0.0 Line too long"
+        with suppress(ConnectionError):
+            while w.server._sessions:
+                c.writer.write(b"y" * 50_000)
+                await c.writer.drain()
+                await asyncio.sleep(0)
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_refused_client_that_stays_is_closed_after_a_moment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 0.0)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"x" * 200_000)
+        assert await c.reply() == "500 5.0.0 Line too long"
+        await w.until(lambda: not w.server._sessions)
 
     run(scenario)
 

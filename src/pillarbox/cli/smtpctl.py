@@ -1,9 +1,10 @@
 """smtpctl(8) and mailq: what an operator asks of the running server.
 
-Also answers to the names `mailq` and `sendmail` where it is installed under them. Imports little: `mailq` must start at
-once.
+Also answers to the names of other programs where it is installed under them, as the reference's. Imports little:
+`mailq` must start at once.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ _TRACES = frozenset((
     "imsg", "io", "smtp", "filters", "mta", "bounce", "scheduler", "lookup", "stat", "rules", "mproc", "expand", "all",
 ))  # fmt: skip
 _PROFILES = frozenset(("imsg", "queue"))
+_OTHERS = {"sendmail": "sendmail", "send-mail": "sendmail", "makemap": "makemap", "newaliases": "newaliases"}
 _MISSING = "fopen: No such file or directory"  # the reference opens a file of its spool
 _MONITOR_PAGE = 25
 
@@ -81,6 +83,7 @@ class Smtpctl:
         g.add("encrypt", self._encrypt)
         g.add("encrypt <str>", self._encrypt)
         g.add("spf walk", self._spf_walk)
+        g.add("spf walk <str>", self._spf_walk, listed=False)
         g.add("stop", self._plain(wire.Stop()), listed=False)
         return g
 
@@ -215,8 +218,10 @@ class Smtpctl:
             raise ControlError(f"encrypt: {error}") from error
         return 0
 
-    def _spf_walk(self, _: list[Value]) -> int:
-        raise ControlError("spf walk: not supported")
+    def _spf_walk(self, values: list[Value]) -> int:
+        from pillarbox.cli import spf  # noqa: PLC0415 - it asks the DNS, which needs much
+
+        return spf.walk(sys.stdin, str(values[0]) if values else "")
 
 
 def _with_lf(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -264,10 +269,8 @@ def main() -> int:
     name = program_name()
     if name == "mailq":
         return mailq()
-    if name in ("sendmail", "send-mail"):
-        from pillarbox.cli import sendmail  # noqa: PLC0415 - only where it is needed
-
-        return sendmail.main()
+    if name in _OTHERS:
+        return int(importlib.import_module(f"pillarbox.cli.{_OTHERS[name]}").main())
     if name != "smtpctl":
         print(f"{name}: unsupported mode", file=sys.stderr)
         return 1

@@ -25,6 +25,7 @@ from pillarbox.daemon import interfaces
 from pillarbox.errors import ConfigError, PillarboxError, Problem
 from pillarbox.log import Log
 from pillarbox.mta.url import parse_relay_url
+from pillarbox.tables.db import check_database
 from pillarbox.tables.matchers import RegexMatcher
 from pillarbox.tables.patterns import parse_network
 
@@ -143,8 +144,8 @@ class Machine:
         return bool(find_table_program(backend, self._table_programs))
 
     def table_database(self, path: str) -> str:
-        """What is wrong with a `db:` file."""
-        return _unreadable(path)
+        """What is wrong with the file of a `db:` table."""
+        return check_database(path)
 
     def pki(self, pki: Pki) -> tuple[str, str]:
         """What keeps a certificate or key from being loaded; and that they do not belong together, a warning.
@@ -213,14 +214,6 @@ _VALUES: dict[str, Callable[[str], str]] = {"regex": _regex, "netaddr": _netaddr
 def _bytes(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(1 << 20)
-
-
-def _unreadable(path: str) -> str:
-    try:
-        with open(path, "rb"):
-            return ""
-    except (OSError, ValueError) as error:
-        return _reason(error)
 
 
 def _reason(error: Exception) -> str:

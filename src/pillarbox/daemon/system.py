@@ -8,6 +8,7 @@ control changes while the server runs is kept here, for roles that are started a
 import asyncio
 import ctypes
 import hmac
+import os
 import pwd
 import time
 from collections.abc import Callable, Iterable
@@ -22,9 +23,12 @@ from pillarbox.daemon.forwards import Forwards
 from pillarbox.daemon.hanging import Hanging
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import DatabasePart
+from pillarbox.tables.database import DatabaseError
+from pillarbox.tables.db import open_regular, stamp
 
-_FORWARD_MAX = 64 * 1024
 _CONFIG_PIECE = 64 * 1024  # characters
+_PART = 1 << 20  # bytes of a database at a time
 
 _YES, _NO = b"+", b"-"
 
@@ -85,6 +89,12 @@ class ParentSystem:
             self._written = config, await asyncio.to_thread(format_config, config)
         return config.generation, self._written[1][offset : offset + _CONFIG_PIECE]
 
+    async def read_database(self, path: str, offset: int) -> DatabasePart:
+        """See `System.read_database`; only files of db tables of the running configuration."""
+        if not any(t.kind is TableKind.DB and t.config == path for t in self._config.tables.values()):
+            raise TempFail(f"{path}: not a db table of this configuration")
+        return await asyncio.to_thread(_read_part, path, offset)
+
     async def remember_pause(self, kind: str, paused: bool) -> None:
         """See `System.remember_pause`."""
         (self.paused.add if paused else self.paused.discard)(kind)
@@ -107,6 +117,19 @@ def _read_table(path: str) -> tuple[tuple[str, str], ...]:
         return parse_table_file(path, check.read_file(path))[1]
     except (OSError, TableFileError) as error:
         raise TempFail(f"{path}: {error}") from error
+
+
+def _read_part(path: str, offset: int) -> DatabasePart:
+    try:
+        descriptor, _ = open_regular(path)
+        try:
+            data = os.pread(descriptor, _PART, offset)
+            # Only now: what changed while it was read shows.
+            return DatabasePart(stamp(os.fstat(descriptor)), data)
+        finally:
+            os.close(descriptor)
+    except (OSError, DatabaseError) as error:
+        raise TempFail(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _password_matches(user: str, password: str) -> bool:

@@ -7,10 +7,8 @@ What is merely missing (compression) is no reason to stay down.
 
 from collections.abc import Iterator
 
-from pillarbox.conf.model import Config, Relay, TableKind
+from pillarbox.conf.model import Config, Relay
 from pillarbox.errors import ConfigError, Problem
-
-_SERVED_TABLES = (TableKind.STATIC, TableKind.FILE, TableKind.GETPWNAM, TableKind.PROC)
 
 
 def refuse_unserved(config: Config) -> None:
@@ -31,9 +29,6 @@ def _problems(config: Config) -> Iterator[Problem]:
             yield _problem(config, f'the filter of action "{action.name}"', action.line)
     for report in config.reports:
         yield _problem(config, f"report {report.direction}", report.line)
-    for table in config.tables.values():
-        if table.kind not in _SERVED_TABLES:
-            yield _problem(config, f'the backend of table "{table.name}"', 0)
     if config.queue.encryption or config.queue.encryption_ask:
         yield _problem(config, "queue encryption", 0)
 

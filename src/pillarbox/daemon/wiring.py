@@ -73,7 +73,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (QUEUE, DISPATCHER): {"outgoing": ALL},
     (QUEUE, PARENT): {"agent": ALL},
     (PARENT, QUEUE): {"queue": ("read", "settle")},
-    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table"), "programs": ALL},
+    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table", "read_database"), "programs": ALL},
     (CONTROL, QUEUE): {
         "queue": (
             "read",

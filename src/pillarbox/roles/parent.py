@@ -2,6 +2,17 @@
 
 from typing import Protocol
 
+import msgspec
+
+Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in ns: tells two states of a file apart
+
+
+class DatabasePart(msgspec.Struct, frozen=True):
+    """Some of a file, b"" behind its end."""
+
+    stamp: Stamp
+    data: bytes
+
 
 class System(Protocol):
     """Called by lookup and control."""
@@ -28,6 +39,10 @@ class System(Protocol):
 
         Secrets are in it.
         """
+        ...
+
+    async def read_database(self, path: str, offset: int) -> DatabasePart:
+        """A part of the file of a `db:` table that lookup itself may not read."""
         ...
 
     async def stop(self) -> None:

@@ -368,7 +368,9 @@ class _Expansion:
             self._insert(member, node, action)
 
     def _list_failed(self, node: _Node, error: Exception) -> Refusal:
-        self._expander.log.debug(f"expand: {node.text}: {error}")
+        # Machinery that failed is an operator's business, a list that somebody wrote wrongly is that person's.
+        log = self._expander.log.warn if isinstance(error, TempFail) else self._expander.log.debug
+        log(f"expand: {node.text}: {error}")
         return LIST_TEMPFAIL
 
     # -- files, commands, errors

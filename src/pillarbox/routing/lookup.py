@@ -30,6 +30,7 @@ from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
 from pillarbox.routing.explain import Explainer
 from pillarbox.routing.planning import Plans
 from pillarbox.routing.ruleset import Ruleset
+from pillarbox.tables.db import DbTable
 from pillarbox.tables.matchers import MailaddrMatcher
 from pillarbox.tables.program import Program, ProgramTable, no_program
 from pillarbox.tables.services import Service, bracketed, parse_credentials, parse_source
@@ -144,6 +145,7 @@ class Lookup:
             delimiter=config.smtp.sub_addr_delim[:1],
             executor=self._names,
             on_bad_regex=lambda pattern, reason: self._bad_regex(table.name, pattern, reason),
+            read_by_parent=self._system.read_database,
             program=lambda name: ProgramTable(
                 name=name, program=self._program_of(config.generation, name), log=self._log, now=self._now
             ),
@@ -234,8 +236,7 @@ class Lookup:
             return ":" not in user and await known.match(Service.AUTH, f"{user.lower()}:{password}")
         value = await known.lookup(Service.CREDENTIALS, user)
         stored = None if value is None else parse_credentials(user, value)[1]
-        decoy = known.any_value() if isinstance(known, MemoryTable) else ""
-        return await self._passwords.check(password, stored, decoy=decoy)
+        return await self._passwords.check(password, stored, decoy=await _any_value(known))
 
     async def _check_system_password(self, user: str, password: str) -> bool:
         try:
@@ -280,6 +281,8 @@ class Lookup:
         found = self._table(generation, table)
         if isinstance(found, MemoryTable):
             return [parse_source(key) for key in found.all_keys()]
+        if isinstance(found, DbTable):
+            return [parse_source(key) for key in await found.all_keys()]
         address = await found.fetch(Service.SOURCE)
         return [] if address is None else [parse_source(address)]
 
@@ -340,6 +343,13 @@ class Lookup:
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
+
+
+async def _any_value(table: Table) -> str:
+    """A value of the table: what the hash of a user who is not in it is compared with."""
+    if isinstance(table, DbTable):
+        return await table.any_value()
+    return table.any_value() if isinstance(table, MemoryTable) else ""
 
 
 def _open_all(tables: dict[str, Table]) -> None:

@@ -13,8 +13,8 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from pillarbox.conf import model
-from pillarbox.errors import ConfigError, Problem
 from pillarbox.roles.lookup import User
+from pillarbox.tables.db import DbTable, ReadByParent
 from pillarbox.tables.matchers import Matcher, build_matcher
 from pillarbox.tables.passwd import PasswdTable
 from pillarbox.tables.services import Service, parse_address, parse_userinfo
@@ -141,16 +141,24 @@ def open_table(
     delimiter: str,
     executor: Executor,
     on_bad_regex: Callable[[str, str], None],
+    read_by_parent: ReadByParent,
     program: Callable[[str], Table],
 ) -> Table:
-    """The table for one of the configuration; raises ConfigError for a kind that this server cannot serve.
+    """The table for one of the configuration.
 
     `program`: makes the table, by its name, that a program answers for.
     """
     if table.kind in (model.TableKind.STATIC, model.TableKind.FILE):
         return MemoryTable(name=table.name, entries=table.entries, delimiter=delimiter, on_bad_regex=on_bad_regex)
+    if table.kind is model.TableKind.DB:
+        return DbTable(
+            name=table.name,
+            path=table.config,
+            delimiter=delimiter,
+            executor=executor,
+            on_bad_regex=on_bad_regex,
+            read_by_parent=read_by_parent,
+        )
     if table.kind is model.TableKind.GETPWNAM:
         return PasswdTable(name=table.name, executor=executor)
-    if table.kind is model.TableKind.PROC:
-        return program(table.name)
-    raise ConfigError((Problem(f"table {table.name}: {table.kind} tables are not supported"),))
+    return program(table.name)
