@@ -102,6 +102,13 @@ def test_show_queue_and_mailq() -> None:
         assert [line[:16] for line in ctl(server, "show", "queue", "12345679")[1]] == ["1234567900000001"]
 
 
+def test_show_config_is_what_the_server_has_in_full() -> None:
+    with serving() as server:
+        server.system.config = "match from local for local reject\n# é\n"
+        done = run(["smtpctl", "show", "config"], state=server.state)
+        assert (done.returncode, done.stdout.decode()) == (0, server.system.config)
+
+
 def test_show_envelope() -> None:
     with serving() as server:
         server.queue.add(

@@ -242,6 +242,11 @@ class MemorySystem:
     def __init__(self) -> None:
         self.stopped = False
         self.remembered: list[tuple[object, ...]] = []
+        self.config = "match from local for local reject\n"
+        self.generation = 0
+
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        return self.generation, self.config[offset : offset + 10]
 
     async def stop(self) -> None:
         self.stopped = True

@@ -56,6 +56,13 @@ def test_a_good_file_is_ok(check: Check) -> None:
     assert check("listen on 127.0.0.1 port 2525\nmatch reject\n") == (0, "configuration OK\n")
 
 
+def test_with_v_a_good_file_is_printed_in_canonical_form(tmp_path: Path) -> None:
+    file, shown = tmp_path / "smtpd.conf", io.StringIO()
+    file.write_text("lan = lo # the loopback\nlisten on $lan\nmatch reject\n")
+    assert check_config(str(file), {}, output=io.StringIO(), show=shown) == 0
+    assert shown.getvalue() == "listen on lo\nlisten on socket\n\nmatch from local for local reject\n"
+
+
 def test_errors_begin_with_file_and_line_and_show_the_place(check: Check) -> None:
     status, output = check('match for domain <none> reject\nmatch for any action "x"\n')
     assert status == 1

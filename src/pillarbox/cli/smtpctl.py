@@ -37,7 +37,7 @@ class Smtpctl:
 
     def __init__(self, state: str) -> None:
         self._state = state
-        self._server = Live(state)
+        self.server = Live(state)
 
     def grammar(self) -> Grammar:
         """The reference's commands in the reference's order, which is that of its hints; then our own."""
@@ -65,6 +65,7 @@ class Smtpctl:
         g.add("resume smtp", self._plain(wire.Pause("smtp", False)))
         for which in ("<msgid>", "<evpid>", "all"):
             g.add(f"schedule {which}", self._change("schedule", "scheduled"))
+        g.add("show config", self._show_config, listed=False)
         g.add("show envelope <evpid>", self._show_envelope)
         g.add("show hoststats", self._show_mta("hoststats"))
         g.add("show message <msgid>", self._show_message)
@@ -88,15 +89,15 @@ class Smtpctl:
 
     def _queue(self) -> "Live | Stored":
         """Where the queue is looked at: the server, or without one its store."""
-        if self._server.running():
-            return self._server
+        if self.server.running():
+            return self.server
         from pillarbox.cli.stored import Stored  # noqa: PLC0415 - rarely needed
 
         return Stored(self._state)
 
     def _report(self, request: wire.Request) -> int:
         """Carry out, and say in the reference's words whether it was done."""
-        answer = self._server.ask(request)
+        answer = self.server.ask(request)
         if isinstance(answer, wire.Failed):
             print(f"command failed: {answer.text}" if answer.text else "command failed")
             return 1
@@ -122,7 +123,7 @@ class Smtpctl:
         return 0
 
     def _count(self, verb: str, values: list[Value]) -> int:
-        answer = self._server.look(wire.Change(verb, int(values[0]) if values else 0))
+        answer = self.server.look(wire.Change(verb, int(values[0]) if values else 0))
         return answer.count if isinstance(answer, wire.Count) else 0
 
     def _route(self, paused: bool) -> Callable[[list[Value]], int]:
@@ -165,16 +166,21 @@ class Smtpctl:
             sys.stdout.buffer.write(piece)
         return 0
 
+    def _show_config(self, _: list[Value]) -> int:
+        for text in self.server.config():
+            sys.stdout.write(text)
+        return 0
+
     def _show_mta(self, what: str) -> Callable[[list[Value]], int]:
         def show(_: list[Value]) -> int:
-            for line in self._server.lines(what):
+            for line in self.server.lines(what):
                 print(line)
             return 0
 
         return show
 
     def _stats(self) -> dict[str, int]:
-        answer = self._server.look(wire.ShowStats())
+        answer = self.server.look(wire.ShowStats())
         return answer.values if isinstance(answer, wire.Numbers) else {}
 
     def _show_stats(self, _: list[Value]) -> int:
@@ -182,7 +188,7 @@ class Smtpctl:
         return 0
 
     def _show_status(self, _: list[Value]) -> int:
-        answer = self._server.look(wire.ShowStatus())
+        answer = self.server.look(wire.ShowStatus())
         paused = answer.lines if isinstance(answer, wire.Lines) else []
         for kind in ("mda", "mta", "smtp"):
             print(f"{kind.upper()} {'paused' if kind in paused else 'running'}")
@@ -271,6 +277,10 @@ def main() -> int:
 
     def command() -> int:
         control, arguments = _open(sys.argv[1:])
+        if arguments[:1] == ["explain"]:
+            from pillarbox.cli.explain import explain  # noqa: PLC0415 - with -f it brings a server's parts along
+
+            return explain(arguments[1:], control.server)
         return control.grammar().run(arguments)
 
     return _run(name, command)

@@ -21,6 +21,7 @@ def build_action(draft: Draft, node: Node) -> None:
     method, *rest = options(node)
     relays = method.data == "method_relay"
     action: Local | Relay = Relay(name=name, line=draft.line) if relays else _local(name, draft.line, method)
+    action = msgspec.structs.replace(action, file=draft.source.name)
     for part in rest:
         with draft.collecting():
             changes = _OPTIONS[str(part.data)](draft, action, part)

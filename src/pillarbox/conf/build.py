@@ -19,6 +19,7 @@ from pillarbox.conf.filters import (
     build_filter_phase,
     build_filter_proc,
     build_proc,
+    build_report,
 )
 from pillarbox.conf.lexer import Lexer
 from pillarbox.conf.listeners import PORT_MAX, build_listen_on, build_listen_socket
@@ -101,6 +102,7 @@ def _finish(draft: Draft, file: str) -> Config:
         rules=tuple(draft.rules),
         procs=draft.procs,
         filters=draft.filters,
+        reports=tuple(draft.reports),
         mda_wrappers=draft.mda_wrappers,
         mta_domains=draft.mta_domains,
         warnings=tuple(str(warning) for warning in draft.report.warnings),
@@ -306,6 +308,7 @@ _STATEMENTS: dict[str, Callable[[Draft, Node], None]] = {
     "ca": _ca,
     "pki": _pki,
     "proc": build_proc,
+    "report": build_report,
     "srs_key": _set("srs", "key"),
     "srs_backup": _set("srs", "backup_key"),
     "srs_ttl": _srs_ttl,

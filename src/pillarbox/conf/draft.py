@@ -8,7 +8,21 @@ import msgspec
 from lark import Token, Tree
 
 from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Source
-from pillarbox.conf.model import Config, Filter, Listener, Local, MtaLimits, Pki, Proc, Relay, Rule, Table, TableKind
+from pillarbox.conf.model import (
+    UNNAMED_CHAIN,
+    Config,
+    EventReport,
+    Filter,
+    Listener,
+    Local,
+    MtaLimits,
+    Pki,
+    Proc,
+    Relay,
+    Rule,
+    Table,
+    TableKind,
+)
 from pillarbox.conf.report import Report
 from pillarbox.conf.tables import Shape, Tables, key_fits
 
@@ -75,6 +89,7 @@ class Draft:
         self.rules: list[Rule] = []
         self.procs: dict[str, Proc] = {}
         self.filters: dict[str, Filter] = {}
+        self.reports: list[EventReport] = []
         self.mda_wrappers: dict[str, str] = {}
         self.mta_domains: dict[str, MtaLimits] = {}
         self.source: Source = lexer.source
@@ -163,7 +178,7 @@ class Draft:
             self._require_filter(token(node))
             return name
         self._chains += 1
-        name = f"<dynchain:{self._chains:08x}>"
+        name = f"{UNNAMED_CHAIN}{self._chains:08x}>"
         self.filters[name] = self.chain(name, options(node)[0])
         return name
 

@@ -1,9 +1,9 @@
-"""`proc` and `filter` → `Proc` and `Filter`."""
+"""`proc`, `filter` and `report` → `Proc`, `Filter` and `EventReport`."""
 
 import msgspec
 
 from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word, words
-from pillarbox.conf.model import Filter, Proc
+from pillarbox.conf.model import EventReport, Filter, Proc
 from pillarbox.conf.rules import condition
 
 
@@ -13,6 +13,18 @@ def build_proc(draft: Draft, node: Node) -> None:
     if name in draft.procs:
         raise Wrong(node, f"processor already exists with that name: {name}")
     draft.procs[name] = _proc(draft, node)
+
+
+def build_report(draft: Draft, node: Node) -> None:
+    """`report smtp-in|smtp-out|smtp on PROC`: `smtp` is both."""
+    name = word(node)
+    if name not in draft.procs:
+        raise Wrong(token(node), f"no processor exist with that name: {name}", names=draft.procs, near=name)
+    direction = str(options(node)[0].data).removeprefix("report_").replace("_", "-")
+    for one in ("smtp-in", "smtp-out") if direction == "smtp" else (direction,):
+        if any(known.direction == one and known.proc == name for known in draft.reports):
+            raise Wrong(node, f"{one} already reported on {name}")
+        draft.reports.append(EventReport(direction=one, proc=name, line=draft.line))
 
 
 def build_filter_proc(draft: Draft, node: Node) -> None:

@@ -155,7 +155,7 @@ class Parser:
 
 _LINE_ENDS = {NL, EOF}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
-_STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue scheduler smtp srs table"
+_STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue report scheduler smtp srs table"
 _DIRECTIVES = {KEYWORDS[word] for word in _STATEMENTS.split()}
 _WORDS = {terminal: word for word, terminal in KEYWORDS.items()}
 _MARKS = {"_LBRACE": "{", "_RBRACE": "}", "_LT": "<", "_GT": ">", "_COMMA": ",", "_BANG": "!", "_EQ": "="}

@@ -64,6 +64,7 @@ class Commands:
             wire.ShowMta: self._show_mta,
             wire.ShowStats: self._show_stats,
             wire.ShowStatus: self._show_status,
+            wire.ShowConfig: self._show_config,
             wire.Change: self._change,
             wire.Pause: self._pause,
             wire.PauseRoute: self._pause_route,
@@ -71,6 +72,7 @@ class Commands:
             wire.LogLevel: self._log_level,
             wire.Trace: self._trace,
             wire.UpdateTable: self._update_table,
+            wire.Explain: self._explain,
             wire.Stop: self._stop,
         }
 
@@ -111,6 +113,12 @@ class Commands:
         if any([await dispatcher.paused() for dispatcher in self._dispatchers]):
             paused = [*paused, "smtp"]
         return wire.Lines(paused)
+
+    async def _show_config(self, request: wire.ShowConfig) -> wire.Answer:
+        generation, text = await self._system.configuration(request.offset)
+        if request.generation not in (-1, generation):
+            return wire.Failed("the configuration was replaced meanwhile")
+        return wire.Text(generation, text)
 
     async def _change(self, request: wire.Change) -> wire.Answer:
         match request.verb:
@@ -186,6 +194,9 @@ class Commands:
 
     async def _update_table(self, request: wire.UpdateTable) -> wire.Answer:
         return wire.Done() if await self._lookup.update_table(request.name) else wire.Failed()
+
+    async def _explain(self, request: wire.Explain) -> wire.Answer:
+        return wire.Explained(await self._lookup.explain(request.question))
 
     async def _stop(self, request: wire.Stop) -> wire.Answer:
         self._log.info("info: stop requested by smtpctl")

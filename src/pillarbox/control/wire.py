@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.queue import QueueRow
 
 MAGIC = b"PBC"
@@ -70,6 +71,16 @@ class ShowStatus(msgspec.Struct, frozen=True, tag="status", array_like=True):
     """What is paused → `Lines` out of mda, mta, smtp."""
 
 
+class ShowConfig(msgspec.Struct, frozen=True, tag="config", array_like=True):
+    """The configuration as text, from `offset` on → `Text`, empty at the end.
+
+    `generation`: which one has begun to be read, -1 with the first request; `Failed` where it is another by now.
+    """
+
+    generation: int = -1
+    offset: int = 0
+
+
 class Change(msgspec.Struct, frozen=True, tag="change", array_like=True):
     """`verb` (schedule, remove, pause, resume, discover) applied to an evpid, a msgid, or 0 = all → `Count`."""
 
@@ -122,6 +133,12 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """End the server → `Done`."""
 
 
+class Explain(msgspec.Struct, frozen=True, tag="explain", array_like=True):
+    """What would become of a recipient, and why → `Explained`."""
+
+    question: Question
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Begin an SMTP session of the local user → `Done`, then plain bytes."""
 
@@ -136,6 +153,13 @@ class Piece(msgspec.Struct, frozen=True, tag="piece", array_like=True):
     """A piece of a body."""
 
     data: bytes
+
+
+class Text(msgspec.Struct, frozen=True, tag="text", array_like=True):
+    """A piece of the configuration of this generation."""
+
+    generation: int
+    text: str
 
 
 class Lines(msgspec.Struct, frozen=True, tag="lines", array_like=True):
@@ -154,6 +178,12 @@ class Count(msgspec.Struct, frozen=True, tag="count", array_like=True):
     """How many a `Change` changed."""
 
     count: int
+
+
+class Explained(msgspec.Struct, frozen=True, tag="explained", array_like=True):
+    """The answer to a question; at most `routing.explain.SIZE_MAX` bytes and a little."""
+
+    explanation: Explanation
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
@@ -181,6 +211,7 @@ Request: TypeAlias = (
     | ShowMta
     | ShowStats
     | ShowStatus
+    | ShowConfig
     | Change
     | Pause
     | PauseRoute
@@ -188,10 +219,11 @@ Request: TypeAlias = (
     | LogLevel
     | Trace
     | UpdateTable
+    | Explain
     | Stop
     | Submit
 )
-Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Done | Failed | Missing | Denied
+Answer: TypeAlias = Rows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Missing | Denied
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

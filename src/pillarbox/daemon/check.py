@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from pillarbox import places
 from pillarbox.conf.build import load_config
+from pillarbox.conf.format import format_config
 from pillarbox.conf.model import Config, Listener, Pki
 from pillarbox.daemon import interfaces
 from pillarbox.errors import ConfigError, PillarboxError, Problem
@@ -56,8 +57,11 @@ def read_config(file: str, macros: dict[str, str]) -> Config:
     return load_config(file=file, read=read_file, macros=macros, hostname=places.host_name(), checker=Machine())
 
 
-def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = None) -> int:
-    """`smtpd -n`: say what is wrong, each as `file:line: message`, or `configuration OK`; returns the exit status."""
+def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = None, show: TextIO | None = None) -> int:
+    """`smtpd -n`: say what is wrong, each as `file:line: message`, or `configuration OK`; returns the exit status.
+
+    `show` (`smtpd -n -v`) takes a good configuration in canonical form.
+    """
     output = output or sys.stderr
     try:
         config = read_config(file, macros)
@@ -67,6 +71,8 @@ def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = N
     except ConfigError as error:
         _say(output, *map(str, error.problems))
         return 1
+    if show is not None:
+        _say(show, format_config(config).removesuffix("\n"))
     _say(output, *(f"warning: {warning}" for warning in config.warnings), "configuration OK")
     return 0
 

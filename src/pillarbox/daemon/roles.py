@@ -25,6 +25,7 @@ class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
         from pillarbox.daemon.handed import HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.daemon.plans import Plans  # noqa: PLC0415
         from pillarbox.dns.resolver import Resolver  # noqa: PLC0415
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
 
@@ -42,6 +43,7 @@ class _Lookup(BaseRole):
             now=time.time,
             local_addresses=lambda: frozenset(boot.local_addresses),
             libexec=places.libexec(),
+            plans=Plans(libexec=places.libexec(), now=time.time),
             program_of=self._programs.of,
         )
         self.services["lookup"] = self._lookup

@@ -20,7 +20,7 @@ from pillarbox.mta.connect import Connecting
 from pillarbox.mta.hoststat import HostStats
 from pillarbox.mta.jobs import Jobs
 from pillarbox.mta.lines import log_delivery
-from pillarbox.mta.plan import Plan, plan_relay, sender_for
+from pillarbox.mta.plan import Plan, plan_relay, sender_for, smarthost_question
 from pillarbox.mta.reporter import Reporter
 from pillarbox.mta.route import Fault, bracketed
 from pillarbox.mta.show import host_lines, relay_lines, route_lines
@@ -272,9 +272,10 @@ class Relays:
     async def _ask_url(self, key: tuple[int, str, str], action: Action) -> None:
         """Look a smarthost up in the action's table, and place the attempts that wait for it."""
         generation, _, domain = key
-        table, domain = (action.hosts, "") if action.hosts else (action.domain, domain)
+        question = smarthost_question(action, domain)
+        assert question is not None  # `_place` has looked
         try:
-            url = await self._lookup.relay_url(generation, table, domain)
+            url = await self._lookup.relay_url(generation, *question)
         except PillarboxError:
             url = ""
         attempts = self._asked_urls.pop(key)

@@ -38,6 +38,13 @@ class System(Protocol):
         """A part of the file of a `db:` table that lookup itself may not read."""
         ...
 
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """The generation that new sessions use, and its canonical text from a character on: a piece, "" at the end.
+
+        Secrets are in it.
+        """
+        ...
+
     async def stop(self) -> None:
         """`smtpctl stop`: end as on SIGTERM."""
         ...

@@ -17,15 +17,18 @@ from typing import Protocol
 
 from pillarbox.conf import model
 from pillarbox.conf.model import AUTH_SYSTEM, Config
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
 from pillarbox.mail.seal import seal
+from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.lookup import Expansion, MxHost, Recipient, User
 from pillarbox.roles.parent import System
 from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.auth import Passwords
-from pillarbox.routing.expand import TEMPORARY, Expander
+from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
+from pillarbox.routing.explain import Explainer
+from pillarbox.routing.planning import Plans
 from pillarbox.routing.ruleset import Ruleset
 from pillarbox.tables.db import DbTable
 from pillarbox.tables.matchers import MailaddrMatcher
@@ -68,7 +71,7 @@ class Lookup:
 
     `local_addresses()`: the addresses of this machine now, without brackets. `libexec`: the folder of
     `mail.mboxfile`, for files named by aliases. `alias_user`: whom commands and files of aliases run as.
-    `program_of`: the program that answers for a table, by generation and the table's name.
+    `program_of`: the program that answers for a table, by generation and the table's name. `plans`: for `explain`.
     """
 
     def __init__(
@@ -83,8 +86,10 @@ class Lookup:
         local_addresses: Callable[[], Set[str]],
         libexec: str,
         alias_user: str = "_smtpd",
+        plans: Plans | None = None,
         program_of: Callable[[int, str], Program] = no_program,
     ) -> None:
+        self._plans = plans
         self._system = system
         self._resolver = resolver
         self._seal_key = seal_key
@@ -191,9 +196,7 @@ class Lookup:
         if isinstance(outcome, list):
             return Expansion(envelopes=tuple(self._seal(envelope) for envelope in outcome))
         code, words = outcome
-        user, _, domain = recipient.rcpt.rpartition("@")
-        shown = "" if not user and domain and "@" in recipient.rcpt else recipient.rcpt.removesuffix("@")
-        return Expansion(code=code, text=f"{words}: <{shown}>")
+        return Expansion(code=code, text=refusal_text(recipient.rcpt, words))
 
     def _seal(self, envelope: Envelope) -> Sealed:
         data = encode_envelope(envelope)
@@ -298,6 +301,21 @@ class Lookup:
     async def log_level(self, verbose: bool) -> None:
         """`smtpctl log verbose|brief`."""
         self._log.verbose = verbose
+
+    async def explain(self, question: Question) -> Explanation:
+        """What would become of a recipient now, by the newest configuration; see `roles.lookup.Lookup`."""
+        if self._plans is None:
+            raise PermFail("this server was built without what explains")
+        generation = self._generations[max(self._generations)]
+        return await Explainer(
+            config=generation.config,
+            tables=generation.tables,
+            expander=generation.expander,
+            lookup=self,
+            plans=self._plans,
+            local_addresses=self._local_addresses,
+            served=self._opened,
+        ).explain(question)
 
     async def update_table(self, name: str) -> bool:
         """Have a table read again, in every generation that has it; what cannot be read leaves the old content."""
