@@ -78,6 +78,12 @@ def test_spool_that_its_role_cannot_reach_is_refused_by_name(tmp_path: Path) -> 
         launch.check_readable(QUEUE, str(state))
 
 
+def test_two_listeners_on_one_address_are_refused() -> None:
+    twice = tuple(Listener(id=number, interface="127.0.0.1", port=2525) for number in range(2))
+    with pytest.raises(PillarboxError, match=r"127\.0\.0\.1 port 2525: two listeners have this address"):
+        launch.bind_all(Config(hostname="x", listeners=twice), 1)
+
+
 def test_address_of_another_server_is_refused_even_if_it_would_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interfaces, "_PATIENCE", 0.1)
     with interfaces.bind((socket.AF_INET, "127.0.0.1", 0)) as other:

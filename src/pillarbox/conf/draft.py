@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 from lark import Token, Tree
 
+from pillarbox.conf.advice import Judge
 from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Source
 from pillarbox.conf.model import (
     UNNAMED_CHAIN,
@@ -29,7 +30,7 @@ from pillarbox.conf.tables import Shape, Tables, key_fits
 Node = Tree[Token]
 
 
-class Checker(Protocol):
+class Checker(Judge, Protocol):
     """Questions about the machine that only `daemon/check` can answer. Where the answer is a `str`, "" means fine."""
 
     def local_addresses(self) -> Sequence[str]:
@@ -95,6 +96,7 @@ class Draft:
         self.source: Source = lexer.source
         self.line = 0
         self.failed = False  # the current statement
+        self._places: dict[tuple[str, str | int], tuple[Source, int, int]] = {("file", ""): (lexer.source, 1, 0)}
         self._given: set[str] = set()  # options of the current statement that count once, be they empty
         self._chains = 0
 
@@ -126,6 +128,15 @@ class Draft:
             self.failed = True
             line, pos = place(wrong.node)
             self.report.at(wrong.message, self.source, line, pos, names=wrong.names, near=wrong.near)
+
+    def declare(self, kind: str, name: str | int, node: Node) -> None:
+        """Remember where something was declared (the last time)."""
+        self._places[kind, name] = (self.source, *place(_edge(node, 0)))
+
+    def advise(self, kind: str, name: str | int, message: str) -> None:
+        """Warn about something that was declared."""
+        source, line, pos = self._places[kind, name]
+        self.report.warn(message, source, line, pos)
 
     def warn(self, node: Node | Token, message: str) -> None:
         """Something that is legal but hardly meant."""

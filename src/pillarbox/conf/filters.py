@@ -12,6 +12,7 @@ def build_proc(draft: Draft, node: Node) -> None:
     name = word(node)
     if name in draft.procs:
         raise Wrong(node, f"processor already exists with that name: {name}")
+    draft.declare("proc", name, node)
     draft.procs[name] = _proc(draft, node)
 
 
@@ -83,4 +84,5 @@ def _new_filter(draft: Draft, node: Node) -> str:
     name = word(node)
     if name in draft.filters:
         raise Wrong(token(node, 0), f"filter already exists with that name: {name}")
+    draft.declare("filter", name, node)
     return name

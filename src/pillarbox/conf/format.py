@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pillarbox.conf.lexer import STRING, scan
+from pillarbox.conf.lexer import word_of
 from pillarbox.conf.model import (
     AUTH_SYSTEM,
     Config,
@@ -49,7 +49,7 @@ _TLS = {
 
 
 class CannotWrite(ValueError):
-    """A string that the language cannot write: one with a newline or NUL, or one that ends with a backslash."""
+    """A string that the language cannot write: with a newline or NUL, or very long, or with a backslash at its end."""
 
 
 def format_config(config: Config) -> str:
@@ -69,26 +69,19 @@ def format_config(config: Config) -> str:
 
 def quote(text: str) -> str:
     """A word as it is written: bare where that is the same word, else in quotes. Raises CannotWrite."""
-    if text and _BARE.issuperset(text) and text[0] not in "/@+-.":
-        found = scan(text, 0)
-        if found.type == STRING and found.text == text:
-            return text
+    if text and _BARE.issuperset(text) and text[0] not in "/@+-." and word_of(text) == text:
+        return text
     return quoted(text)
 
 
 def quoted(text: str) -> str:
     """A word in quotes. Raises CannotWrite."""
-    if "\n" in text or "\0" in text:
-        raise CannotWrite(f"no string holds a newline or NUL: {text!r}")
-    if text.endswith("\\"):
-        # A backslash would take the closing quote; a bare word may end with one, if it is made of such characters.
-        bare = text.replace("\\", "\\\\")
-        found = scan(bare, 0)
-        if found.type == STRING and found.text == text and found.end == len(bare):
-            return bare
-        raise CannotWrite(f"no quoted string ends with a backslash: {text!r}")
-    text = text.replace('"', '\\"')
-    return '"' + text.replace("\\ ", "\\\\ ").replace("\\\t", "\\\\\t") + '"'
+    escaped = text.replace('"', '\\"').replace("\\ ", "\\\\ ").replace("\\\t", "\\\\\t")
+    # A backslash at the end would take the quote with it; a bare word may end with one.
+    for written in (f'"{escaped}"', text.replace("\\", "\\\\")):
+        if word_of(written) == text:
+            return written
+    raise CannotWrite(f"no word of smtpd.conf can be {text[:60]!r}")
 
 
 def format_time(seconds: int) -> str:

@@ -112,6 +112,15 @@ def scan(text: str, pos: int) -> Match:
     return Match(_PUNCTUATION[mark], mark, found.end() - 1, found.end())
 
 
+def word_of(written: str) -> str | None:
+    """The word that a text is read as; None where it is not one, or more than that."""
+    try:
+        found = scan(written, 0)
+    except _Bad:
+        return None
+    return found.text if found.type == STRING and found.end == len(written) else None
+
+
 def _scan_rare(text: str, pos: int) -> Match:
     pos = _BLANK.match(text, pos).end()  # type: ignore[union-attr]  # it matches the empty string too
     if text[pos : pos + 1] == "\\":  # outside quotes it only disappears
@@ -148,11 +157,12 @@ def _word(text: str, word: str, start: int, end: int) -> Match:
 
 def _number(text: str, digits: str, start: int, end: int) -> Match:
     # Twenty digits are more than 64 bits hold; int() of a longer run would not be linear.
-    value = int(digits) if len(digits) <= 20 else None
+    sign, significant = (-1 if digits[0] == "-" else 1), digits.lstrip("-").lstrip("0")
+    value = sign * int(significant or "0") if len(significant) <= 20 else None
     if value is None or not -(1 << 63) <= value < 1 << 63:
         fault = "too small" if digits[0] == "-" else "too large"
         raise _Bad(f'"{digits[:40]}" invalid number: {fault}', start)
-    return Match(NUMBER, digits, start, end)
+    return Match(NUMBER, str(value), start, end)
 
 
 def _quoted(text: str, pos: int, quote: str) -> Match:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from cryptography import x509
@@ -23,7 +23,11 @@ from pillarbox.conf.format import format_config
 from pillarbox.conf.model import Config, Listener, Pki
 from pillarbox.daemon import interfaces
 from pillarbox.errors import ConfigError, PillarboxError, Problem
+from pillarbox.log import Log
+from pillarbox.mta.url import parse_relay_url
 from pillarbox.tables.db import check_database
+from pillarbox.tables.matchers import RegexMatcher
+from pillarbox.tables.patterns import parse_network
 
 MAX_FILE = 1 << 30  # bytes; a table may be large
 CERT_MODE = 0o755  # at most, as the reference demands
@@ -73,8 +77,14 @@ def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = N
         return 1
     if show is not None:
         _say(show, format_config(config).removesuffix("\n"))
-    _say(output, *(f"warning: {warning}" for warning in config.warnings), "configuration OK")
+    _say(output, *config.warnings, "configuration OK")
     return 0
+
+
+def log_warnings(config: Config, log: Log) -> None:
+    """What a server says of the configuration that it begins to use."""
+    for warning in config.warnings:
+        log.warn(warning.partition("\n")[0].replace(": warning: ", ": ", 1))
 
 
 def _say(output: TextIO, *lines: str) -> None:
@@ -103,6 +113,24 @@ class Machine:
             family = f" ({listener.family})" if listener.family else ""
             return f"invalid virtual ip or interface: {listener.interface}{family}"
         return ""
+
+    def endpoints(self, listener: Listener) -> list[str]:
+        """The addresses and ports that it binds."""
+        try:
+            return [f"{address} port {port}" for _, address, port in interfaces.endpoints(listener)]
+        except PillarboxError:
+            return []
+
+    def everybody_reads(self, path: str) -> bool:
+        """Whether any user of the machine may read a file: its folders are not looked at."""
+        try:
+            return bool(os.stat(path).st_mode & stat.S_IROTH)
+        except (OSError, ValueError):
+            return False
+
+    def value(self, what: str, text: str) -> str:
+        """What is wrong with a regex, netaddr or relay-url."""
+        return _VALUES[what](text)
 
     def service_port(self, name: str) -> int:
         """The TCP port of a service, services(5); 0 where there is none."""
@@ -162,6 +190,25 @@ def find_table_program(backend: str, folders: Sequence[str] = TABLE_PROGRAMS) ->
             return path
     found = shutil.which(program)
     return os.path.abspath(found) if found else ""
+
+
+def _regex(text: str) -> str:
+    faults: list[str] = []
+    RegexMatcher([((text,), 1)], on_error=lambda _, reason: faults.append(reason))
+    return f"this regular expression never matches ({faults[0]})" if faults else ""
+
+
+def _netaddr(text: str) -> str:
+    if text.lower() == "local" or parse_network(text) is not None:
+        return ""
+    return "this is no address and no network, so it never matches"
+
+
+def _relay_url(text: str) -> str:
+    return "" if parse_relay_url(text) is not None else "this is no relay URL"
+
+
+_VALUES: dict[str, Callable[[str], str]] = {"regex": _regex, "netaddr": _netaddr, "relay-url": _relay_url}
 
 
 def _bytes(path: str) -> bytes:

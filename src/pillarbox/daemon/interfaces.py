@@ -8,6 +8,7 @@ import time
 import psutil
 
 from pillarbox.conf.model import Listener, TlsMode
+from pillarbox.daemon import groups
 from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PillarboxError
 
@@ -31,17 +32,21 @@ def canonical(address: str) -> str:
 
 
 def endpoints(listener: Listener) -> list[Endpoint]:
-    """Where a `listen on` binds: an address, the addresses of an interface, or those of a host name (from files)."""
+    """Where a `listen on` binds: an address, the addresses of an interface, a group or a host name (from files)."""
     ports = [listener.port] if listener.port else [465 if listener.tls is TlsMode.SMTPS else 25]
     families = {"inet4": [socket.AF_INET], "inet6": [socket.AF_INET6]}.get(
         listener.family, [socket.AF_INET, socket.AF_INET6]
     )
     found = [(f, a) for f, a in _addresses(listener.interface) if f in families]
     if not found:
-        raise PillarboxError(
-            f"listen on {listener.interface}: no address; name an address, an interface or a host in /etc/hosts"
-        )
+        raise PillarboxError(f"listen on {listener.interface}: {_why_none(listener.interface)}")
     return [(family, address, port) for family, address in found for port in ports]
+
+
+def _why_none(word: str) -> str:
+    if word == groups.EGRESS:
+        return "no interface has a default route"
+    return "no address; name an address, an interface, a group of interfaces or a host in /etc/hosts"
 
 
 def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
@@ -52,12 +57,14 @@ def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
     else:
         return [(socket.AF_INET if address.version == 4 else socket.AF_INET6, word)]
     interfaces = psutil.net_if_addrs()
-    if word in interfaces:
-        return [
-            (socket.AddressFamily(a.family), a.address)
-            for a in interfaces[word]
-            if a.family in (socket.AF_INET, socket.AF_INET6)
-        ]
+    named = {word} if word in interfaces else groups.members(word)
+    if found := [
+        (socket.AddressFamily(a.family), a.address)
+        for name in sorted(named)
+        for a in interfaces.get(name, ())
+        if a.family in (socket.AF_INET, socket.AF_INET6)
+    ]:
+        return found
     # From the hosts file alone: a server must start, and a configuration be checked, where no name server answers.
     known = Hosts(path="/etc/hosts", now=time.monotonic).addresses(word)
     return [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in known]

@@ -13,6 +13,7 @@ from typing import Any
 from pillarbox import __version__, places
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, lock, privileges
+from pillarbox.daemon.check import log_warnings
 from pillarbox.daemon.settings import KeyPair, Secrets, Settings
 from pillarbox.daemon.unserved import refuse_unserved
 from pillarbox.errors import PillarboxError
@@ -32,7 +33,10 @@ class Sockets:
 def bind_all(config: Config, dispatchers: int) -> list[tuple[int, list[socket.socket]]]:
     """The listening sockets. PillarboxError where somebody else has an address, our own kind included."""
     bound: list[tuple[int, list[socket.socket]]] = []
-    for endpoint in {e for x in config.listeners if not x.socket for e in interfaces.endpoints(x)}:
+    endpoints = [e for x in config.listeners if not x.socket for e in interfaces.endpoints(x)]
+    for endpoint in dict.fromkeys(endpoints):
+        if endpoints.count(endpoint) > 1:  # they would share its clients, each with its own options
+            raise PillarboxError(f"listen on {endpoint[1]} port {endpoint[2]}: two listeners have this address")
         interfaces.wait_free(endpoint)
     for listener in config.listeners:
         if listener.socket:
@@ -231,6 +235,7 @@ async def _serve(
     log: Log,
 ) -> int:
     log.info(f"info: Pillarbox {__version__} starting with {settings.file}")
+    log_warnings(config, log)
     # Imported here: a server in one wiring does not load the other.
     if accounts:
         from pillarbox.daemon import manyprocesses  # noqa: PLC0415
