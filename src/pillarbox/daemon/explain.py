@@ -7,7 +7,7 @@ file may be meant for another machine, and a key is not everybody's to read.
 
 import os
 import time
-from typing import cast
+from typing import NoReturn, cast
 
 from pillarbox import places
 from pillarbox.conf.build import load_config
@@ -21,7 +21,7 @@ from pillarbox.dns.resolver import Resolver
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.roles.explain import Explanation, Question
-from pillarbox.roles.parent import DatabasePart, System
+from pillarbox.roles.parent import System
 from pillarbox.routing.lookup import Lookup
 from pillarbox.routing.trace import NotSeen
 
@@ -61,9 +61,9 @@ class _Reader:
                 raise
             raise NotSeen(f"{error}; a server reads it as {user}, here it counts as absent") from None
 
-    async def read_database(self, path: str, offset: int) -> DatabasePart:
-        """See `System.read_database`: whoever asks could not read it, and nobody else is there to."""
-        raise TempFail(f"{path}: only a server could read it")
+    async def read_database(self, path: str, offset: int) -> NoReturn:
+        """A map that we may not read ourselves."""
+        raise NotSeen(f"{path} is not ours to read; a server reads it as root")
 
 
 def read_explained(file: str, macros: dict[str, str]) -> Config:
