@@ -13,7 +13,7 @@ from pillarbox.errors import ConfigError
         ({"listeners": (Listener(id=1, line=3, proxy_v2=True),)}, "c:3: proxy-v2 "),
         ({"listeners": (Listener(id=0, line=4, socket=True, filter="f"),)}, "c:4: a filter on a listener "),
         ({"actions": {"r": Relay(name="r", line=5, filter="f")}}, 'c:5: the filter of action "r" '),
-        ({"tables": {"t": Table(name="t", kind=TableKind.PROC)}}, 'c: the backend of table "t" '),
+        ({"tables": {"t": Table(name="t", kind=TableKind.DB)}}, 'c: the backend of table "t" '),
         ({"queue": QueueOptions(encryption="k" * 32)}, "c: queue encryption "),
     ],
 )

@@ -1,6 +1,7 @@
 """Relays: where attempts go, how many at a time, and what becomes of them when there is no way."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -99,6 +100,24 @@ def test_domain_table():
             assert sorted(await mail.settled(3)) == [("ok", ""), ("ok", ""), ("tempfail", "Cannot retrieve smarthost")]
             assert len(peer.messages) == 1
             assert "warn: Failed to retrieve smarthost for envelope 0000000100000003" in mail.lines
+
+    play(go)
+
+
+def test_each_envelope_takes_the_next_host_of_a_table():
+    async def go():
+        async with Peer() as one, Peer() as two, Running(Mail(Relay(name="out", hosts="h"))) as mail:
+            turns = itertools.cycle([f"smtp://127.0.0.1:{one.port}", f"smtp://127.0.0.1:{two.port}"])
+
+            async def relay_url(generation, table, domain):
+                assert (table, domain) == ("h", "")
+                return next(turns)
+
+            mail.lookup.relay_url = relay_url
+            for _ in range(2):
+                mail.send("a@here.example", "b@elsewhere.example")
+            assert await mail.settled(4) == [("ok", "")] * 4
+            assert [sum(m.count(b"Subject") for m in peer.messages) for peer in (one, two)] == [2, 2]
 
     play(go)
 

@@ -114,7 +114,7 @@ def test_each_generation_has_its_own_rules():
     assert expand(lookup, "x@elsewhere.example").startswith("550 ")
     (envelope,) = expand(lookup, "x@elsewhere.example", generation=1)
     assert envelope.dispatcher == "relay"
-    lookup.drop_config(0)
+    asyncio.run(lookup.drop_config(0))
     assert expand(lookup, "alice@example.org") == "451 Temporary failure: <alice@example.org>"
     lookup.close()
 

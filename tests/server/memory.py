@@ -24,7 +24,7 @@ class MemoryLookup:
         self.fail = False
         self.gate: asyncio.Event | None = None
         self.names = {"127.0.0.1": "localhost"}
-        self.host_names: dict[str, str] = {}
+        self.host_names: dict[str, str | TempFail] = {}
         self._next = 0
 
     async def expand(self, recipient: Recipient) -> Expansion:
@@ -63,7 +63,10 @@ class MemoryLookup:
         return sender.lower() == f"{user}@example.org"
 
     async def host_name(self, generation: int, table: str, address: str) -> str:
-        return self.host_names.get(address, "")
+        name = self.host_names.get(address, "")
+        if isinstance(name, TempFail):
+            raise name
+        return name
 
 
 class MemoryQueue:

@@ -380,6 +380,16 @@ def test_names_by_address_and_masked_sources():
     run(scenario, listener=Listener(id=1, hostname="mail.example.org", hostnames="n", mask_src=True, no_dsn=True))
 
 
+def test_a_table_of_names_that_does_not_answer_leaves_the_listeners_name() -> None:
+    async def scenario(w: World) -> None:
+        w.lookup.host_names["127.0.0.1"] = TempFail("table n does not answer")
+        dialogue = await w.connect()
+        assert await dialogue.reply() == "220 mail.example.org ESMTP Pillarbox"
+        assert (await dialogue.send("HELO client.example.net"))[:3] == "250"
+
+    run(scenario, listener=Listener(id=1, hostname="mail.example.org", hostnames="n"))
+
+
 def test_sessions_keep_the_configuration_that_they_began_with():
     async def scenario(w: World) -> None:
         before = await w.greeted()

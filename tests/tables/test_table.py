@@ -89,10 +89,11 @@ def test_addresses():
 def test_kinds_that_are_not_served_are_refused():
     with pytest.raises(ConfigError, match="not supported"):
         open_table(
-            model.Table(name="x", kind=model.TableKind.PROC),
+            model.Table(name="x", kind=model.TableKind.DB),
             delimiter="+",
             executor=ThreadPoolExecutor(1),
             on_bad_regex=lambda pattern, why: None,
+            program=memory,
         )
 
 

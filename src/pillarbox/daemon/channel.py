@@ -1,7 +1,7 @@
 """The channel between the parent and one role: messages with descriptors, over a SEQPACKET socketpair.
 
-It carries what calls cannot: sockets, links to peers, keys. Parent to role: `boot`, `peer`, `drain`, `stop`; role to
-parent: `ready`, `drained`, `faulty PEER`. A role ends at its end of file.
+It carries what calls cannot: sockets, links to peers, keys. Parent to role: `boot`, `peer`, `program`, `drain`,
+`stop`; role to parent: `ready`, `drained`, `faulty PEER`. A role ends at its end of file.
 """
 
 import array

@@ -106,12 +106,7 @@ class Machine:
 
     def table_program(self, backend: str) -> bool:
         """Whether `table-BACKEND` is installed."""
-        program = f"table-{backend}"
-        if "/" in backend or "\0" in backend:
-            return False
-        return any(os.path.exists(os.path.join(place, program)) for place in self._table_programs) or (
-            shutil.which(program) is not None
-        )
+        return bool(find_table_program(backend, self._table_programs))
 
     def table_database(self, path: str) -> str:
         """What is wrong with a `db:` file."""
@@ -147,6 +142,19 @@ class Machine:
         """What is wrong with a file of CA certificates."""
         fault = _insecure(path, CERT_MODE)
         return f"failed to load CA file {path}: {fault}" if fault else ""
+
+
+def find_table_program(backend: str, folders: Sequence[str] = TABLE_PROGRAMS) -> str:
+    """The path of `table-BACKEND`: beside our own programs, with the reference's packages, or in PATH; "": none."""
+    program = f"table-{backend}"
+    if "/" in backend or "\0" in backend:
+        return ""
+    for folder in (places.libexec(), *folders):
+        path = os.path.join(folder, program)
+        if os.path.exists(path):
+            return path
+    found = shutil.which(program)
+    return os.path.abspath(found) if found else ""
 
 
 def _bytes(path: str) -> bytes:

@@ -42,6 +42,7 @@ async def run(config: Config, settings: Settings, secrets: Secrets, sockets: lau
     for name in _NAMES:
         roles[name] = await BUILDERS[kind(name)](boot, peers[name], log)
     services = {name: role.services for name, role in roles.items()} | {PARENT: parent.services}
+    parent.programs.hand = lambda token, connection: roles[LOOKUP].add_program(token, connection.dup())
     for mine in peers.values():
         for name in mine.ports:
             mine.attach_local(name, services[name])

@@ -77,6 +77,7 @@ class Parent:
         self._log = log
         self._seal_key = os.urandom(32)
         peers.on_faulty = self._end_faulty
+        services.programs.hand = self._hand_program
         self._addresses = tuple(interfaces.local_addresses())
         self._accounts = accounts
         self._children: dict[str, _Child] = {}
@@ -196,6 +197,11 @@ class Parent:
             late = ", ".join(c.name for c in self._children.values() if not c.ready.is_set())
             raise PillarboxError(f"not ready after {START_DEADLINE:.0f} seconds: {late}") from None
 
+    def _hand_program(self, token: int, connection: socket.socket) -> None:
+        lookup = self._children.get(LOOKUP)
+        if lookup is not None:
+            lookup.channel.send("program", {str(token): connection.fileno()})
+
     # -- watching
 
     def _receive(self, child: _Child, message: Message, descriptors: list[int]) -> None:
@@ -240,6 +246,8 @@ class Parent:
         delay = 0.0 if failures == 1 else min(0.1 * 2.0**failures, _BACKOFF_MAX)
         self._log.warn(f"{child.name} {how}; starting it again" + (f" in {delay:.1f} s" if delay else ""))
         self._children.pop(child.name, None)
+        if child.name == LOOKUP:
+            await self._services.programs.stop_all()  # nobody talks to them any more
         await asyncio.sleep(delay)
         if self._stopping:
             return

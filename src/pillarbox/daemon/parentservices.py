@@ -4,15 +4,19 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from pillarbox import places
 from pillarbox.conf.model import Config
 from pillarbox.control.offline import OfflineMail, SendmailChild
 from pillarbox.daemon.peers import Peers
+from pillarbox.daemon.privileges import program_account
+from pillarbox.daemon.programs import Programs
 from pillarbox.daemon.role import BaseRole
 from pillarbox.daemon.settings import Settings
 from pillarbox.daemon.system import ParentSystem
+from pillarbox.daemon.tableprograms import TablePrograms
 from pillarbox.daemon.wiring import QUEUE
 from pillarbox.log import Log
 from pillarbox.mda.agent import Agent
@@ -59,12 +63,19 @@ class ParentServices(BaseRole):
             log=log,
             paused=settings.paused,
         )
-        self.services |= {"agent": self._agent, "system": self.system}
+        account = partial(program_account, log) if as_root else None
+        self.programs = TablePrograms(config=config, programs=Programs(account=account, log=log))
+        self.services |= {"agent": self._agent, "system": self.system, "programs": self.programs}
 
     async def start(self) -> None:
         """Deliver, and take what was left offline."""
         self.run("agent", self._agent.run())
         self.run("offline", self._offline.run(_OFFLINE_EVERY))
+
+    async def stop(self) -> None:
+        """End, and with us the programs."""
+        await super().stop()
+        await self.programs.stop_all()
 
     async def drain(self) -> None:
         """Wait for the deliveries under way; the caller has a deadline."""

@@ -112,6 +112,8 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
         if message.op == "peer":
             for what, fd in zip(message.names, fds, strict=True):
                 spawn(peers.attach(what.partition(" ")[2], socket.socket(fileno=fd), role.services))
+        elif message.op == "program":
+            role.add_program(int(message.names[0]), socket.socket(fileno=fds[0]))
         elif message.op == "drain":
             spawn(drain())
         elif message.op == "stop":

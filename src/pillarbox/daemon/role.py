@@ -20,6 +20,10 @@ class Role(Protocol):
         """A listening socket of this role."""
         ...
 
+    def add_program(self, token: int, connection: socket.socket) -> None:
+        """The socket of a program that this role asked the parent for."""
+        ...
+
     async def start(self) -> None:
         """The peers are attached: begin."""
         ...
@@ -68,6 +72,10 @@ class BaseRole:
     def add_socket(self, listener: int, listening: socket.socket) -> None:
         """Roles without sockets get none."""
         raise AssertionError(f"a socket for listener {listener}")
+
+    def add_program(self, token: int, connection: socket.socket) -> None:
+        """Roles that start no programs get none."""
+        connection.close()
 
     async def start(self) -> None:
         """Nothing to begin."""

@@ -17,17 +17,19 @@ from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
 from pillarbox.roles.lookup import Lookup as LookupRole
-from pillarbox.roles.parent import System
+from pillarbox.roles.parent import Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
 
 
 class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.dns.resolver import Resolver  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.daemon.handed import HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.dns.resolver import Resolver  # noqa: PLC0415
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
 
         resolver = boot.config.resolver
+        self._programs = HandedPrograms(cast(Programs, peers.proxy("programs", PARENT)))
         self._lookup = Lookup(
             config=boot.config,
             system=cast(System, peers.proxy("system", PARENT)),
@@ -40,11 +42,19 @@ class _Lookup(BaseRole):
             now=time.time,
             local_addresses=lambda: frozenset(boot.local_addresses),
             libexec=places.libexec(),
+            program_of=self._programs.of,
         )
         self.services["lookup"] = self._lookup
 
+    def add_program(self, token: int, connection: socket.socket) -> None:
+        self._programs.add(token, connection)
+
+    async def start(self) -> None:
+        self._lookup.open()
+
     async def stop(self) -> None:
         await super().stop()
+        await self._lookup.close_tables()
         self._lookup.close()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pillarbox.conf.model import Config, Relay, TableKind
 from pillarbox.errors import ConfigError, Problem
 
-_SERVED_TABLES = (TableKind.STATIC, TableKind.FILE, TableKind.GETPWNAM)
+_SERVED_TABLES = (TableKind.STATIC, TableKind.FILE, TableKind.GETPWNAM, TableKind.PROC)
 
 
 def refuse_unserved(config: Config) -> None:

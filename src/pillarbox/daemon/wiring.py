@@ -13,7 +13,7 @@ from pillarbox.daemon.ipc import Interface
 from pillarbox.roles.delivery import Agent, Outgoing, Relays
 from pillarbox.roles.dispatcher import Incoming
 from pillarbox.roles.lookup import Lookup
-from pillarbox.roles.parent import System
+from pillarbox.roles.parent import Programs, System
 from pillarbox.roles.queue import Queue
 
 DISPATCHER, LOOKUP, QUEUE, CONTROL, PARENT = "dispatcher", "lookup", "queue", "control", "parent"
@@ -35,6 +35,7 @@ INTERFACE = Interface(
         "outgoing": Outgoing,
         "agent": Agent,
         "system": System,
+        "programs": Programs,
         "incoming": Incoming,
     },
     DEADLINES,
@@ -71,7 +72,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (QUEUE, DISPATCHER): {"outgoing": ALL},
     (QUEUE, PARENT): {"agent": ALL},
     (PARENT, QUEUE): {"queue": ("read", "settle")},
-    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table")},
+    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table"), "programs": ALL},
     (CONTROL, QUEUE): {
         "queue": (
             "read",

@@ -255,9 +255,11 @@ class Relays:
         if not isinstance(action, Action):
             self._refuse(attempt, f'No relay action "{attempt.envelope.dispatcher}"')
             return None
-        if not action.domain:
+        if not action.domain and not action.hosts:
             return self._place_at(attempt, action, self._config.generation, action.host)
-        key = (self._config.generation, action.name, attempt.envelope.dest_domain)
+        # Each envelope gets the next of `hosts`; those for one domain share the answer of `domain`.
+        what = f"{attempt.envelope.evpid:016x}" if action.hosts else attempt.envelope.dest_domain
+        key = (self._config.generation, action.name, what)
         waiting = self._asked_urls.get(key)
         self._unplanned[attempt.destination] += 1
         if waiting is not None:
@@ -268,10 +270,11 @@ class Relays:
         return None
 
     async def _ask_url(self, key: tuple[int, str, str], action: Action) -> None:
-        """Look a smarthost up in the action's domain table, and place the attempts that wait for it."""
+        """Look a smarthost up in the action's table, and place the attempts that wait for it."""
         generation, _, domain = key
+        table, domain = (action.hosts, "") if action.hosts else (action.domain, domain)
         try:
-            url = await self._lookup.relay_url(generation, action.domain, domain)
+            url = await self._lookup.relay_url(generation, table, domain)
         except PillarboxError:
             url = ""
         attempts = self._asked_urls.pop(key)

@@ -1,4 +1,4 @@
-"""System: what needs the parent's rights. Implemented by `daemon/system`; control asks it to stop."""
+"""What needs the parent's rights: `System` (`daemon/system`) and `Programs` (`daemon/tableprograms`)."""
 
 from typing import Protocol
 
@@ -37,4 +37,20 @@ class System(Protocol):
 
     async def log_level(self, verbose: bool) -> None:
         """`smtpctl log verbose|brief`."""
+        ...
+
+
+class Programs(Protocol):
+    """Called by lookup: the programs of tables, which run as a user without rights, never within a role."""
+
+    async def start_table(self, generation: int, table: str, token: int) -> None:
+        """Start the program of a table of a generation; the one that ran for it is ended before.
+
+        Its standard input and output, a socket, travel over the channel under `token`, which the caller chose.
+        TempFail: it cannot be started, the text says why.
+        """
+        ...
+
+    async def stop_table(self, generation: int, table: str) -> None:
+        """End the program of a table and all it has started, soon, whatever it does."""
         ...

@@ -172,7 +172,7 @@ class _Expansion:
     async def _work_address(self, node: _Node) -> Refusal | None:
         expander = self._expander
         self._decode_srs(node)
-        rule = expander.ruleset.decide(self._subject(node))
+        rule = await expander.ruleset.decide(self._subject(node))
         if rule is None or not rule.action:
             return INVALID
         action = self._actions[rule.action]

@@ -3,6 +3,9 @@
 Configurations are kept by generation: each question names the one that its session or envelope goes by, so that a
 reload never changes the rules under a running session. What a question may wait for (the parent, a name service, a
 hash) is waited for with a deadline; all else is answered from memory without suspending.
+
+The tables of a generation live as long as it does: `add_config` makes them, `open` opens them (at once for what is
+added later), `drop_config` and `close_tables` close them.
 """
 
 import asyncio
@@ -25,7 +28,8 @@ from pillarbox.routing.auth import Passwords
 from pillarbox.routing.expand import TEMPORARY, Expander
 from pillarbox.routing.ruleset import Ruleset
 from pillarbox.tables.matchers import MailaddrMatcher
-from pillarbox.tables.services import Service, parse_credentials, parse_source
+from pillarbox.tables.program import Program, ProgramTable, no_program
+from pillarbox.tables.services import Service, bracketed, parse_credentials, parse_source
 from pillarbox.tables.table import MemoryTable, Table, lookup_user, open_table
 
 GETPWNAM = "<getpwnam>"
@@ -63,6 +67,7 @@ class Lookup:
 
     `local_addresses()`: the addresses of this machine now, without brackets. `libexec`: the folder of
     `mail.mboxfile`, for files named by aliases. `alias_user`: whom commands and files of aliases run as.
+    `program_of`: the program that answers for a table, by generation and the table's name.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Lookup:
         local_addresses: Callable[[], Set[str]],
         libexec: str,
         alias_user: str = "_smtpd",
+        program_of: Callable[[int, str], Program] = no_program,
     ) -> None:
         self._system = system
         self._resolver = resolver
@@ -86,6 +92,8 @@ class Lookup:
         self._local_addresses = local_addresses
         self._libexec = libexec
         self._alias_user = alias_user
+        self._program_of = program_of
+        self._opened = False
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._passwords = Passwords()
         self._generations: dict[int, _Generation] = {}
@@ -101,10 +109,24 @@ class Lookup:
             system_users = model.Table(name=GETPWNAM, kind=model.TableKind.GETPWNAM)
             tables[GETPWNAM] = self._open_table(config, system_users)
         self._generations[config.generation] = self._compile(config, tables)
+        if self._opened:
+            _open_all(tables)
 
-    def drop_config(self, generation: int) -> None:
-        """Forget a configuration; questions about it are TempFails afterwards."""
-        self._generations.pop(generation, None)
+    def open(self) -> None:
+        """Open the tables: there is somebody now to start their programs."""
+        self._opened = True
+        for generation in self._generations.values():
+            _open_all(generation.tables)
+
+    async def drop_config(self, generation: int) -> None:
+        """Forget a configuration and close its tables; questions about it are TempFails afterwards."""
+        dropped = self._generations.pop(generation, None)
+        if dropped is not None:
+            await asyncio.gather(*(table.close() for table in dropped.tables.values()))
+
+    async def close_tables(self) -> None:
+        """Forget all configurations: nothing will be asked any more."""
+        await asyncio.gather(*(self.drop_config(generation) for generation in list(self._generations)))
 
     def close(self) -> None:
         """Stop the threads; what waits for them is cancelled."""
@@ -117,6 +139,9 @@ class Lookup:
             delimiter=config.smtp.sub_addr_delim[:1],
             executor=self._names,
             on_bad_regex=lambda pattern, reason: self._bad_regex(table.name, pattern, reason),
+            program=lambda name: ProgramTable(
+                name=name, program=self._program_of(config.generation, name), log=self._log, now=self._now
+            ),
         )
 
     def _compile(self, config: Config, tables: dict[str, Table]) -> _Generation:
@@ -201,6 +226,9 @@ class Lookup:
         if table == AUTH_SYSTEM:
             return await self._check_system_password(user, password)
         known = self._table(generation, table)
+        if isinstance(known, ProgramTable) and await known.registers(Service.AUTH):
+            # The program takes what is before the first colon for the user: nobody shall be somebody else to it.
+            return ":" not in user and await known.match(Service.AUTH, f"{user.lower()}:{password}")
         value = await known.lookup(Service.CREDENTIALS, user)
         stored = None if value is None else parse_credentials(user, value)[1]
         decoy = known.any_value() if isinstance(known, MemoryTable) else ""
@@ -230,7 +258,7 @@ class Lookup:
 
     async def host_name(self, generation: int, table: str, address: str) -> str:
         """addrname service."""
-        return await self._table(generation, table).lookup(Service.ADDRNAME, address) or ""
+        return await self._table(generation, table).lookup(Service.ADDRNAME, bracketed(address)) or ""
 
     async def credentials(self, generation: int, table: str, label: str) -> tuple[str, str] | None:
         """credentials service for a relay."""
@@ -269,20 +297,21 @@ class Lookup:
         self._log.verbose = verbose
 
     async def update_table(self, name: str) -> bool:
-        """Read a file table again, in every generation that has it; what cannot be read leaves the old content."""
+        """Have a table read again, in every generation that has it; what cannot be read leaves the old content."""
         holders = [g for g in self._generations.values() if name in g.config.tables]
         if not holders:
             self._log.warn(f'Lookup table not found: "{name}"')
             return False
-        if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
-            try:
+        try:
+            if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
                 entries = await self._system.read_table(name)
-            except PillarboxError as error:
-                self._log.info(f'info: Failed to update table "{name}"')
-                self._log.warn(f"table {name}: {error}")
-                return False
-            for number in list(self._generations):
-                self._replace_entries(number, name, entries)
+                for number in list(self._generations):
+                    self._replace_entries(number, name, entries)
+            await asyncio.gather(*(holder.tables[name].update() for holder in holders))
+        except PillarboxError as error:
+            self._log.info(f'info: Failed to update table "{name}"')
+            self._log.warn(f"table {name}: {error}")
+            return False
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
@@ -293,6 +322,11 @@ class Lookup:
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
+
+
+def _open_all(tables: dict[str, Table]) -> None:
+    for table in tables.values():
+        table.open()
 
 
 def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> model.Table:
