@@ -9,17 +9,25 @@ import pytest
 
 from pillarbox.conf.model import Config
 from pillarbox.daemon import system
+from pillarbox.daemon.generations import Generations
+from pillarbox.daemon.settings import Generation
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import Reloaded
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
 
 
+async def unasked() -> Reloaded:
+    raise AssertionError("nobody asks for a reload")
+
+
 def make(as_root: bool = False) -> system.ParentSystem:
     return system.ParentSystem(
-        config=Config(hostname="x"),
+        generations=Generations(Generation(config=Config(hostname="x"))),
         as_root=as_root,
         on_stop=lambda: None,
+        on_reload=unasked,
         log=Log(io.StringIO()),
     )
 

@@ -122,6 +122,10 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """End the server → `Done`."""
 
 
+class Reload(msgspec.Struct, frozen=True, tag="reload", array_like=True):
+    """Read the configuration again → `Reloaded`."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Begin an SMTP session of the local user → `Done`, then plain bytes."""
 
@@ -166,6 +170,13 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     text: str = ""
 
 
+class Reloaded(msgspec.Struct, frozen=True, tag="reloaded", array_like=True):
+    """What became of it: `problems`, and nothing has changed; or perhaps something to know."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Missing(msgspec.Struct, frozen=True, tag="missing", array_like=True):
     """There is no such message or envelope."""
 
@@ -189,9 +200,10 @@ Request: TypeAlias = (
     | Trace
     | UpdateTable
     | Stop
+    | Reload
     | Submit
 )
-Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Done | Failed | Missing | Denied
+Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Done | Failed | Reloaded | Missing | Denied
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

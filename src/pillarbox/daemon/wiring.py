@@ -25,6 +25,7 @@ DEADLINES = {
     "incoming.submit_write": 330.0,
     "lookup.exchangers": 120.0,
     "lookup.expand": 120.0,
+    "system.reload": 110.0,  # reload.READING + bind's patience + reload.PREPARING + reload.COMMITTING, and one before
 }
 
 INTERFACE = Interface(
@@ -91,7 +92,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
     (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level")},
-    (CONTROL, PARENT): {"system": ("stop", "log_level", "remember_pause", "remember_route")},
+    (CONTROL, PARENT): {"system": ("stop", "reload", "log_level", "remember_pause", "remember_route")},
 }
 
 Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]

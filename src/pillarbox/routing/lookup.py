@@ -57,6 +57,13 @@ class _Generation:
         self.tables = tables
         self.expander = expander
 
+    def close(self) -> None:
+        """Let go of the tables that hold something."""
+        for table in self.tables.values():
+            close = getattr(table, "close", None)
+            if close is not None:
+                close()
+
 
 class Lookup:
     """Implements `roles.lookup.Lookup`.
@@ -89,6 +96,7 @@ class Lookup:
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._passwords = Passwords()
         self._generations: dict[int, _Generation] = {}
+        self._current = config.generation
         self._no_forward: dict[User, float] = {}  # since when we know
         self.add_config(config)
 
@@ -104,10 +112,18 @@ class Lookup:
 
     def drop_config(self, generation: int) -> None:
         """Forget a configuration; questions about it are TempFails afterwards."""
-        self._generations.pop(generation, None)
+        dropped = self._generations.pop(generation, None)
+        if dropped is not None:
+            dropped.close()
+
+    def use_config(self, generation: int, resolver: Resolver) -> None:
+        """This is the one of today: DNS is asked, and files are read anew, as it says."""
+        self._current, self._resolver = generation, resolver
 
     def close(self) -> None:
-        """Stop the threads; what waits for them is cancelled."""
+        """Stop the threads, let the tables go; what waits for them is cancelled."""
+        for number in list(self._generations):
+            self.drop_config(number)
         self._names.shutdown(wait=False, cancel_futures=True)
         self._passwords.close()
 
@@ -281,15 +297,17 @@ class Lookup:
                 self._log.info(f'info: Failed to update table "{name}"')
                 self._log.warn(f"table {name}: {error}")
                 return False
+            path = self._generations[self._current].config.tables[name].config  # what the parent has read
             for number in list(self._generations):
-                self._replace_entries(number, name, entries)
+                self._replace_entries(number, name, path, entries)
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
-    def _replace_entries(self, number: int, name: str, entries: tuple[tuple[str, str], ...]) -> None:
+    def _replace_entries(self, number: int, name: str, path: str, entries: tuple[tuple[str, str], ...]) -> None:
+        """In the configurations that have this file under this name; another may mean another file by it."""
         generation = self._generations[number]
         table = generation.config.tables.get(name)
-        if table is None or table.kind is not model.TableKind.FILE:
+        if table is None or (table.kind, table.config) != (model.TableKind.FILE, path):
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
