@@ -16,7 +16,8 @@ CHANGES = ("prepare", "commit", "abort", "retire", "forget", "using")
 class Changes:
     """`add` what the channel brings; `run` must be running, and ends with an exception where the role must end."""
 
-    def __init__(self, role: Role, channel: Channel, log: Log) -> None:
+    def __init__(self, name: str, role: Role, channel: Channel, log: Log) -> None:
+        self._name = name
         self._role = role
         self._channel = channel
         self._log = log
@@ -31,6 +32,9 @@ class Changes:
         while True:
             message, descriptors = await self._orders.get()
             answer = await self._carry_out(message, descriptors)
+            if message.op != "using":
+                what = f"{self._name}: {message.op} {message.number}"
+                self._log.debug(f"reload: {what}: {answer}" if answer else f"reload: {what}")
             if answer is not None:
                 self._channel.send(f"answer {message.op}", number=message.number, text=answer)
 

@@ -1,5 +1,6 @@
 """The roles as a reload sees them, in this process or in one of their own, each given what is its own."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping
@@ -31,6 +32,10 @@ class Member(Protocol):
     @property
     def gone(self) -> bool:
         """Has its process ended? Another one in its place is another member."""
+        ...
+
+    async def wait_gone(self) -> None:
+        """Return when it has."""
         ...
 
     async def prepare(self, generation: Generation, fresh: Bound) -> str:
@@ -73,6 +78,10 @@ class RemoteRole:
     def gone(self) -> bool:
         """See `Member`."""
         return self._child.ended.is_set()
+
+    async def wait_gone(self) -> None:
+        """See `Member`."""
+        await self._child.ended.wait()
 
     async def prepare(self, generation: Generation, fresh: Bound) -> str:
         """See `Member`."""
@@ -121,6 +130,10 @@ class LocalRole:
         self.name = name
         self._role = role
         self._log = log
+
+    async def wait_gone(self) -> None:
+        """Never: whoever waits would be gone too."""
+        await asyncio.get_running_loop().create_future()
 
     async def prepare(self, generation: Generation, fresh: Bound) -> str:
         """See `Member`."""

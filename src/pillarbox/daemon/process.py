@@ -109,7 +109,7 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
         finally:
             channel.send("drained")
 
-    changes = Changes(role, channel, log)
+    changes = Changes(peers.me, role, channel, log)
     spawn(changes.run())
 
     def receive(message: Message, fds: list[int]) -> None:

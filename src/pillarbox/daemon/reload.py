@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -178,17 +179,16 @@ class Reloader:
         """All members, prepared; or none of them is, and PillarboxError says why."""
         members = await self._members()
         answers = [asyncio.ensure_future(member.prepare(generation, fresh)) for member in members]
+        deaths: list[asyncio.Future[Any]] = [asyncio.ensure_future(member.wait_gone()) for member in members]
+        everyone: asyncio.Future[Any] = asyncio.gather(*answers)
         prepared = False
         try:
-            await asyncio.wait(answers, timeout=PREPARING, return_when=asyncio.FIRST_EXCEPTION)
-            problems = {text: None for answer in answers if answer.done() and (text := answer.result())}
-            if problems:
-                raise PillarboxError("\n".join(problems))
-            late = [m.name for m, answer in zip(members, answers, strict=True) if not answer.done() or m.gone]
-            if late:
-                raise TempFail(f"{', '.join(late)}: not prepared within {PREPARING:.0f} seconds")
+            # A death ends it at once, also that of one that has answered.
+            await asyncio.wait({everyone, *deaths}, timeout=PREPARING, return_when=asyncio.FIRST_COMPLETED)
+            _judge(members, answers)
             prepared = True
         finally:
+            await _leave_off([everyone, *deaths])
             if not prepared:
                 await _leave_off(answers)
                 for member in members:
@@ -240,7 +240,20 @@ def _as_started(old: Config, new: Generation) -> Generation:
     return msgspec.structs.replace(new, config=config)
 
 
-async def _leave_off(tasks: "Sequence[asyncio.Future[str]]") -> None:
+def _judge(members: list[Member], answers: "Sequence[asyncio.Future[str]]") -> None:
+    """Raise PillarboxError unless all are there and prepared."""
+    dead = [member.name for member in members if member.gone]
+    if dead:
+        raise TempFail(f"{', '.join(dead)} died")
+    problems = {text: None for answer in answers if answer.done() and (text := answer.result())}
+    if problems:
+        raise PillarboxError("\n".join(problems))
+    late = [member.name for member, answer in zip(members, answers, strict=True) if not answer.done()]
+    if late:
+        raise TempFail(f"{', '.join(late)}: not prepared within {PREPARING:.0f} seconds")
+
+
+async def _leave_off(tasks: "Sequence[asyncio.Future[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

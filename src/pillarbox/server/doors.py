@@ -91,6 +91,10 @@ class Doors:
             else:
                 self._let_go(self._doors.pop(address))
 
+    def generations(self) -> set[int]:
+        """Of which configurations sessions may still begin."""
+        return {door.serving.config.generation for door in (*self._doors.values(), *self._leaving)}
+
     def shut(self, why: str) -> None:
         """Accept nothing until all reasons to do so are gone; clients wait in the backlog."""
         self._shut.add(why)

@@ -108,8 +108,8 @@ class Server:
         self._doors.replace(self._serving, listening)
 
     def generations(self) -> set[int]:
-        """Of which configurations there are sessions."""
-        return {session.config.generation for session in self._sessions}
+        """Of which configurations there are sessions, or may be."""
+        return {session.config.generation for session in self._sessions} | self._doors.generations()
 
     def retire(self, generation: int) -> None:
         """The time of a configuration is over: 421 to its idle sessions now, to the others after their transaction."""
