@@ -108,6 +108,20 @@ def test_dns_is_the_resolvers():
     assert ask([], lambda lookup: lookup.reverse_name("192.0.2.1")) == "name-of-192.0.2.1"
 
 
+def test_dns_is_asked_as_the_configuration_of_today_says():
+    class Other:
+        async def reverse_name(self, address):
+            return "other.example"
+
+    async def question(lookup):
+        lookup.add_config(configuration(generation=1))
+        before = await lookup.reverse_name("192.0.2.1")
+        lookup.use_config(1, Other())
+        return before, await lookup.reverse_name("192.0.2.1")
+
+    assert ask([], question) == ("name-of-192.0.2.1", "other.example")
+
+
 def test_each_generation_has_its_own_rules():
     lookup = make_lookup()
     lookup.add_config(configuration(generation=1, rules=[match("relay")]))

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -232,6 +233,19 @@ def test_sighup_reloads_and_a_bad_file_does_not_end_the_server(folder: Path, wir
         it.server.process.send_signal(signal.SIGHUP)
         expect(it, lambda: f"warn: reload: {it.server.conf}:1: " in it.server.log())
         assert greeting(it) == "new.bench.test"
+
+
+def test_a_server_that_is_stopped_in_the_middle_of_reloads_ends_in_order(folder: Path, wiring: Wiring) -> None:
+    with site(folder, wiring) as it:
+        for _ in range(5):
+            with ThreadPoolExecutor(2) as pool:
+                answers = [pool.submit(it.server.ctl, "reload") for _ in range(2)]
+                time.sleep(random.uniform(0, 0.3))
+                assert it.server.stop() == 0, it.server.log()[-3000:]
+            for answer in answers:
+                assert answer.result().exit in (0, 1)
+            it.server.start()
+        assert "Traceback" not in it.server.log()
 
 
 def test_only_root_and_the_owner_may_reload(folder: Path, wiring: Wiring, machine: None) -> None:

@@ -17,7 +17,7 @@ from pillarbox.daemon.role import Role
 from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot, Generation, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
 _NAMES = (LOOKUP, QUEUE, f"{DISPATCHER}.0", CONTROL)
@@ -41,8 +41,9 @@ async def run(first: Generation, settings: Settings, sockets: launch.Sockets, lo
     roles[CONTROL].add_socket("control", sockets.control)
     for address, (listening,) in sockets.listening.items():
         roles[f"{DISPATCHER}.0"].add_socket(address, listening.dup())  # a reload may close the one and not the other
+    started = asyncio.Event()
     reloader = _reloader(
-        roles, parent, generations=generations, settings=settings, sockets=sockets, stopping=stopping, log=log
+        roles, parent, generations=generations, settings=settings, sockets=sockets, started=started, log=log
     )
     launch.handle_signals(stopping.set, reloader.request)
     try:
@@ -53,6 +54,7 @@ async def run(first: Generation, settings: Settings, sockets: launch.Sockets, lo
     except (PillarboxError, TimeoutError) as error:
         log.warn(str(error) or "could not start in time")
         return 1
+    started.set()
     log.info("info: ready")
     await stopping.wait()
     log.info("info: exiting")
@@ -95,14 +97,13 @@ def _reloader(
     generations: Generations,
     settings: Settings,
     sockets: launch.Sockets,
-    stopping: asyncio.Event,
+    started: asyncio.Event,
     log: Log,
 ) -> Reloader:
     members: list[Member] = [LocalRole(name, role, log) for name, role in [(PARENT, parent), *roles.items()]]
 
     async def all_members() -> list[Member]:
-        if stopping.is_set():
-            raise TempFail("the server is ending")
+        await started.wait()
         return members
 
     retirement = Retirement(

@@ -170,25 +170,24 @@ class Parent:
         return len(self._names) + 1
 
     def members(self) -> list[Member]:
-        """Those that are ready."""
+        """Those that are there; what one that is starting is told, it hears when it has started."""
         own = LocalRole(PARENT, self._services, self._log)
-        children = [c for c in self._children.values() if c.ready.is_set() and not c.ended.is_set()]
-        return [own, *(RemoteRole(child) for child in children)]
+        return [own, *(RemoteRole(child) for child in self._children.values() if not child.ended.is_set())]
 
     async def all_members(self) -> list[Member]:
         """All of them, when they are ready; TempFail where that takes too long."""
         for _ in range(int(RESTART_PATIENCE / 0.1)):
-            members = self.members()
-            if len(members) == self.expected or self._stopping:
-                break
+            if self._stopping:
+                raise TempFail("the server is ending")
+            missing = [name for name in self._names if not self._is_ready(name)]
+            if not missing:
+                return self.members()
             await asyncio.sleep(0.1)
-        if self._stopping:
-            raise TempFail("the server is ending")
-        if len(members) < self.expected:
-            there = {member.name for member in members}
-            missing = ", ".join(name for name in self._names if name not in there)
-            raise TempFail(f"{missing}: being restarted")
-        return members
+        raise TempFail(f"{', '.join(missing)}: being restarted")
+
+    def _is_ready(self, name: str) -> bool:
+        child = self._children.get(name)
+        return child is not None and child.ready.is_set() and not child.ended.is_set()
 
     async def _all_ready(self) -> None:
         try:

@@ -14,6 +14,7 @@ to what is replaced.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -211,8 +212,9 @@ class Reloader:
 
 def _read(settings: Settings) -> bytes:
     """In the child: a `_Read`."""
-    try:
+    with contextlib.suppress(OSError):  # it is gone: names that are not relative are still good
         os.chdir(settings.directory)
+    try:
         config = check.read_config(settings.file, settings.macros)
         refuse_unserved(config)
         answer = _Read(generation=read_generation(config))

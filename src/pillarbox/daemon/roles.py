@@ -33,7 +33,7 @@ class _Lookup(BaseRole):
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415 - each process loads what its role needs
 
         self._addresses = frozenset(boot.generation.local_addresses)
-        self._prepared: dict[int, Generation] = {}
+        self._prepared: dict[int, tuple[Generation, Resolver]] = {}
         self._lookup = Lookup(
             config=boot.generation.config,
             system=cast(System, peers.proxy("system", PARENT)),
@@ -50,13 +50,13 @@ class _Lookup(BaseRole):
 
     async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
         self._lookup.add_config(generation.config)
-        self._prepared[generation.number] = generation
+        self._prepared[generation.number] = generation, _resolver(generation.config)
 
     def commit(self, number: int) -> None:
-        generation = self._prepared.pop(number)
+        generation, resolver = self._prepared.pop(number)
         # The machine's addresses are what they are, whatever configuration a question goes by.
         self._addresses = frozenset(generation.local_addresses)
-        self._lookup.use_config(number, _resolver(generation.config))
+        self._lookup.use_config(number, resolver)
 
     def abort(self, number: int) -> None:
         self._prepared.pop(number, None)
