@@ -123,7 +123,9 @@ def test_a_bad_file_changes_nothing_and_says_why_while_clients_are_served(folder
             it.key.write_text("no key\n")
             refused("", "key.pem")
             it.cert.write_text("no certificate\n")
-            refused("", "TLS: ")
+            refused(
+                "", f"{conf}:{it.text()[: it.text().index('listen on')].count(chr(10)) + 1}: listen on 127.0.0.1: TLS: "
+            )
             refused(f"listen on 127.0.0.1 port {it.port}\n", f"{conf}:{line + 1}: ", "already does")
 
         before = inode(it.port)

@@ -28,7 +28,7 @@ class ClientMaterial:
         try:
             for action in generation.config.actions.values():
                 if isinstance(action, Relay):
-                    _try(action, material)
+                    _try(generation.config.file, action, material)
         except BaseException:
             material.close()
             raise
@@ -80,8 +80,8 @@ class _Material:
                 os.close(descriptor)
 
 
-def _try(action: Relay, material: _Material) -> None:
-    """Load what the action names, as its sessions will."""
+def _try(file: str, action: Relay, material: _Material) -> None:
+    """Load what the action of a file names, as its sessions will."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if action.pki:
@@ -89,4 +89,4 @@ def _try(action: Relay, material: _Material) -> None:
         if action.ca:
             context.load_verify_locations(cadata=material.authority(action.ca))
     except (OSError, ValueError, TempFail) as error:  # ssl.SSLError is an OSError
-        raise PermFail(f'line {action.line}: action "{action.name}": TLS: {error}') from error
+        raise PermFail(f'{file}:{action.line}: action "{action.name}": TLS: {error}') from error
