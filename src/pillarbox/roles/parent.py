@@ -14,6 +14,16 @@ class DatabasePart(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What became of a reload. `problems`: why nothing has changed; `notes`: what to know although it has.
+
+    Each is a text for a person, those about a file with `file:line: ` before it.
+    """
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class System(Protocol):
     """Called by lookup and control."""
 
@@ -47,6 +57,10 @@ class System(Protocol):
 
     async def stop(self) -> None:
         """`smtpctl stop`: end as on SIGTERM."""
+        ...
+
+    async def reload(self) -> Reloaded:
+        """`smtpctl reload`: read the configuration again, and use it in all roles or in none. One at a time."""
         ...
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
