@@ -499,6 +499,13 @@ def test_hosts_that_take_turns_are_not_moved_on():
     assert upcoming().url == "smtp://b.example"
 
 
+def test_a_list_that_is_not_in_memory_is_not_asked_for_its_next_entry():
+    far = [Table(name="far", kind=TableKind.PROC), Table(name="src", kind=TableKind.PROC)]
+    found = plan(Relay(name="x", hosts="far", src="src"), tables=far)
+    assert [step.error for step in found.asked] == ["it is asked for its next entry when that is due"] * 2
+    assert (found.plan.relay, found.plan.domain, found.plan.url, found.plan.problem) == ("", "", "", "")
+
+
 def test_sources_and_the_name_for_them():
     tables = [table("src", "192.0.2.2", "192.0.2.1"), table("names", ("192.0.2.1", "one.example"))]
     found = plan(Relay(name="x", src="src", helo_src="names"), tables=tables).plan

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.system.server import Result, Server, Wiring, free_port, run
+from tests.system.test_tables import make_server as make_asking_server
 
 CONFIG = """\
 table vdoms file:{folder}/vdoms
@@ -112,6 +113,19 @@ def test_a_table_that_was_read_again_counts(folder: Path, wiring: Wiring) -> Non
         assert server.ctl("update", "table", "vdoms").exit == 0
         found = document(server.ctl("explain", "--rcpt", "x@new.example", "--json"))
         assert [e["action"] for e in found["envelopes"]] == ["virtual"]
+
+
+def test_a_program_is_asked_as_for_a_client(folder: Path, wiring: Wiring) -> None:
+    with make_asking_server(folder, wiring, free_port()) as server:
+        found = server.ctl("explain", "--rcpt", "x@asked.example")
+        assert found.exit == 0
+        assert 'yes for domain <asked>: asked.example is in "asked" (ours:/etc/ours.conf)' in found.out
+        missing = server.ctl("explain", "--rcpt", "x@elsewhere.example")
+        assert missing.exit == 1
+        assert 'no  for domain <asked>: elsewhere.example is not in "asked"' in missing.out
+        broken = server.ctl("explain", "--rcpt", "x@broken.example")
+        assert broken.exit == 2
+        assert "Temporary: 451 Temporary failure: <x@broken.example>" in broken.out
 
 
 def test_only_who_runs_the_server_may_ask_it(folder: Path, wiring: Wiring) -> None:

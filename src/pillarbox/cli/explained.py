@@ -111,13 +111,13 @@ def _table(step: TableAsked, style: Style) -> Iterator[str]:
     key = f" {step.key}" if step.key else ""
     answer = f"-> {step.value}" if step.value is not None else "no such entry"
     if step.error:
-        answer = style.paint(f"cannot answer: {step.error}", _YELLOW)
+        answer = style.paint(f"no answer: {step.error}", _YELLOW)
     yield f"table {_named(step.table, step.source)}: {step.service}{key} {answer}"
 
 
 def _user(step: UserAsked, style: Style) -> Iterator[str]:
     if step.error:
-        answer = style.paint(f"cannot answer: {step.error}", _YELLOW)
+        answer = style.paint(f"no answer: {step.error}", _YELLOW)
     elif step.uid is None:
         answer = "no such user"
     else:

@@ -200,7 +200,7 @@ class LocalPlan(msgspec.Struct, frozen=True, kw_only=True, tag="local", tag_fiel
 
 class RelayPlan(msgspec.Struct, frozen=True, kw_only=True, tag="relay", tag_field="kind"):
     """A relay. `url` "": the MXs of `domain`. `sender`: the MAIL FROM, rewritten. `tls`: none, opportunistic, required,
-    immediate. `in_turn`: several URLs that are used in turn, `url` being the next.
+    immediate. `in_turn`: several URLs that are used in turn, `url` being the next. `relay` "": it cannot be told where.
     """
 
     relay: str  # as the log and `show relays` have it

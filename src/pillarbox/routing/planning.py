@@ -4,7 +4,7 @@
 would take it from the mail that is due: the entry is looked at and stays.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -22,7 +22,19 @@ from pillarbox.tables.table import MemoryTable, Table
 SYSTEM_USERS = "<getpwnam>"
 HOSTS_MAX = 100  # of a list of smarthosts that are told
 
+_NO_HOST = "Cannot retrieve smarthost"  # as `mta/relay` reports it
+_LATER = "it is asked for its next entry when that is due"
+
 _Asked = explain.TableAsked | explain.UserAsked
+
+
+class _Smarthost(NamedTuple):
+    """Where a relay goes: by MX with the URL "". Not `known`: `problem` says why, or its table is asked later."""
+
+    url: str = ""
+    in_turn: tuple[str, ...] = ()
+    known: bool = True
+    problem: str = ""
 
 
 class Plans(Protocol):
@@ -112,44 +124,47 @@ class Planner:
         return user, "Permanent failure in user lookup" if user is None else ""
 
     async def _plan_relay(self, action: Relay, envelope: Envelope, asked_tables: list[_Asked]) -> explain.RelayPlan:
-        smarthost, in_turn, problem = await self._smarthost(action, envelope, asked_tables)
-        plan = self._plans.relay(self._config, envelope, action, smarthost)
-        if problem:
-            plan = msgspec.structs.replace(plan, problem=problem, relay="")
+        smarthost = await self._smarthost(action, envelope, asked_tables)
+        plan = self._plans.relay(self._config, envelope, action, smarthost.url)
+        if not smarthost.known:
+            plan = msgspec.structs.replace(plan, relay="", domain="", tls="", verify=False, problem=smarthost.problem)
         sources = await self._sources(action, asked_tables)
         helo = await self._helo(action, sources[0] if sources else "", asked_tables)
-        return msgspec.structs.replace(plan, in_turn=in_turn, sources=sources, helo=helo)
+        return msgspec.structs.replace(plan, in_turn=smarthost.in_turn, sources=sources, helo=helo)
 
-    async def _smarthost(
-        self, action: Relay, envelope: Envelope, asked_tables: list[_Asked]
-    ) -> tuple[str, tuple[str, ...], str]:
-        """The URL, those that take turns, and what is wrong."""
+    async def _smarthost(self, action: Relay, envelope: Envelope, asked_tables: list[_Asked]) -> _Smarthost:
         question = self._plans.smarthost_question(action, envelope.dest_domain)
         if question is None:
-            return action.host, (), ""
+            return _Smarthost(url=action.host)
         name, key = question
         if not key:
-            table = self._tables[name]
-            if not isinstance(table, MemoryTable):
-                return "", (), f'table "{name}" is asked for its next entry when it runs'
-            url = table.upcoming()
-            asked_tables.append(self._asked(name, Service.RELAYHOST, "", url))
-            return (
-                url or "",
-                tuple(map(visible, table.all_keys()[:HOSTS_MAX])),
-                "" if url else "Cannot retrieve smarthost",
-            )
-        url, error = None, ""
+            return self._next_host(name, asked_tables)
+        url, error = "", ""
         try:
-            url = await self._lookup.relay_url(self._config.generation, name, key) or None
+            url = await self._lookup.relay_url(self._config.generation, name, key)
         except TempFail as failure:
             error = str(failure)
-        asked_tables.append(self._asked(name, Service.RELAYHOST, key, url, error=error))
-        return url or "", (), "" if url else "Cannot retrieve smarthost"
+        asked_tables.append(self._asked(name, Service.RELAYHOST, key, url or None, error=error))
+        return _Smarthost(url=url) if url else _Smarthost(known=False, problem=_NO_HOST)
+
+    def _next_host(self, name: str, asked_tables: list[_Asked]) -> _Smarthost:
+        """Whose turn it is; only a list in memory can be looked at without taking the turn."""
+        table = self._tables[name]
+        if not isinstance(table, MemoryTable):
+            asked_tables.append(self._asked(name, Service.RELAYHOST, "", None, error=_LATER))
+            return _Smarthost(known=False)
+        url = table.upcoming()
+        asked_tables.append(self._asked(name, Service.RELAYHOST, "", url))
+        if not url:
+            return _Smarthost(known=False, problem=_NO_HOST)
+        return _Smarthost(url=url, in_turn=tuple(map(visible, table.all_keys()[:HOSTS_MAX])))
 
     async def _sources(self, action: Relay, asked_tables: list[_Asked]) -> tuple[str, ...]:
         """The addresses to send from: none where the system chooses, or a program is asked when it runs."""
-        if not action.src or not isinstance(self._tables[action.src], MemoryTable):
+        if not action.src:
+            return ()
+        if not isinstance(self._tables[action.src], MemoryTable):
+            asked_tables.append(self._asked(action.src, Service.SOURCE, "", None, error=_LATER))
             return ()
         try:
             found = await self._lookup.source_addresses(self._config.generation, action.src)
