@@ -9,18 +9,26 @@ import pytest
 
 from pillarbox.conf.model import Config, Table, TableKind
 from pillarbox.daemon import system
+from pillarbox.daemon.generations import Generations
+from pillarbox.daemon.settings import Generation
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import Reloaded
 from pillarbox.tables.db import stamp
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
 
 
+async def unasked() -> Reloaded:
+    raise AssertionError("nobody asks for a reload")
+
+
 def make(as_root: bool = False, config: Config | None = None) -> system.ParentSystem:
     return system.ParentSystem(
-        config=config or Config(hostname="x"),
+        generations=Generations(Generation(config=config or Config(hostname="x"))),
         as_root=as_root,
         on_stop=lambda: None,
+        on_reload=unasked,
         log=Log(io.StringIO()),
     )
 

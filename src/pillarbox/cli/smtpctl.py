@@ -85,6 +85,7 @@ class Smtpctl:
         g.add("spf walk", self._spf_walk)
         g.add("spf walk <str>", self._spf_walk, listed=False)
         g.add("stop", self._plain(wire.Stop()), listed=False)
+        g.add("reload", self._reload, listed=False)
         return g
 
     def _queue(self) -> "Live | Stored":
@@ -105,6 +106,15 @@ class Smtpctl:
         return 0
 
     # Commands
+
+    def _reload(self, _: list[Value]) -> int:
+        """What is wrong with the file, as `smtpd -n` says it; nothing has changed then."""
+        answer = self.server.look(wire.Reload())
+        problems, notes = (answer.problems, answer.notes) if isinstance(answer, wire.Reloaded) else ((), ())
+        for text in (*problems, *notes):
+            print(text, file=sys.stderr)
+        print("command failed" if problems else "command succeeded")
+        return 1 if problems else 0
 
     def _plain(self, request: wire.Request) -> Callable[[list[Value]], int]:
         return lambda _: self._report(request)

@@ -43,6 +43,7 @@ def _serve(options: argparse.Namespace, file: str, state: str) -> int:
     settings = Settings(
         file=os.path.abspath(file),
         state=os.path.abspath(state),
+        directory=os.getcwd(),
         macros=dict(options.macros),
         foreground=options.foreground,
         debug=options.debug,

@@ -8,7 +8,7 @@ import msgspec
 from lark import Token, Tree
 
 from pillarbox.conf.advice import Judge
-from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Source
+from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Skimmed, Source
 from pillarbox.conf.model import (
     UNNAMED_CHAIN,
     Config,
@@ -228,7 +228,13 @@ def _edge(node: Node | Token, index: int) -> Token:
 
 def values(node: Node) -> list[Token]:
     """The words and numbers among a node's children."""
-    return [child for child in node.children if isinstance(child, Token) and child.type in _VALUES]
+    found: list[Token] = []
+    for child in node.children:
+        if isinstance(child, Skimmed):
+            found += [Token.new_borrow_pos(STRING, element, child) for element in child.elements]
+        elif isinstance(child, Token) and child.type in _VALUES:
+            found.append(child)
+    return found
 
 
 def token(node: Node, index: int = 0) -> Token:
@@ -243,7 +249,13 @@ def word(node: Node, index: int = 0) -> str:
 
 def words(node: Node) -> list[str]:
     """The text of all words and numbers."""
-    return [str(value) for value in values(node)]
+    found: list[str] = []
+    for child in node.children:
+        if isinstance(child, Skimmed):
+            found += child.elements
+        elif isinstance(child, Token) and child.type in _VALUES:
+            found.append(str(child))
+    return found
 
 
 def options(node: Node) -> list[Node]:

@@ -46,8 +46,12 @@ def criteria(config: Config) -> Iterator[Criterion]:
 
 def rule_criteria(rule: Rule) -> dict[str, Criterion]:
     """What a rule asks for, by field."""
-    fields = ((field, getattr(rule, field)) for field in CRITERIA)
-    return {field: criterion for field, criterion in fields if criterion is not None}
+    found: dict[str, Criterion] = {}
+    for field in CRITERIA:
+        criterion = getattr(rule, field)
+        if criterion is not None:
+            found[field] = criterion
+    return found
 
 
 def _referred(item: Listener | Local | Relay) -> dict[str, str]:

@@ -28,6 +28,8 @@ class _Logging(Protocol):
 
 _Method: TypeAlias = Callable[[Any], Awaitable[wire.Answer]]
 
+_TEXTS_BYTES = 256 * 1024  # of problems of a configuration, each perhaps with a long line of the file
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -74,6 +76,7 @@ class Commands:
             wire.UpdateTable: self._update_table,
             wire.Explain: self._explain,
             wire.Stop: self._stop,
+            wire.Reload: self._reload,
         }
 
     async def answer(self, request: wire.Request, *, sessions: int) -> wire.Answer:
@@ -202,6 +205,21 @@ class Commands:
         self._log.info("info: stop requested by smtpctl")
         await self._system.stop()
         return wire.Done()
+
+    async def _reload(self, request: wire.Reload) -> wire.Answer:
+        self._log.info("info: reload requested by smtpctl")
+        reloaded = await self._system.reload()
+        return wire.Reloaded(_shown(reloaded.problems), _shown(reloaded.notes))
+
+
+def _shown(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """As many as fit a frame, and how many there are beside them."""
+    size = 0
+    for number, text in enumerate(texts):
+        size += len(text)
+        if size > _TEXTS_BYTES:
+            return (*texts[:number], f"{len(texts) - number} more")
+    return texts
 
 
 def _page(rows: list[QueueRow]) -> list[QueueRow]:

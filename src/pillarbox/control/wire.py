@@ -139,6 +139,10 @@ class Explain(msgspec.Struct, frozen=True, tag="explain", array_like=True):
     question: Question
 
 
+class Reload(msgspec.Struct, frozen=True, tag="reload", array_like=True):
+    """Read the configuration again → `Reloaded`."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Begin an SMTP session of the local user → `Done`, then plain bytes."""
 
@@ -196,6 +200,13 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     text: str = ""
 
 
+class Reloaded(msgspec.Struct, frozen=True, tag="reloaded", array_like=True):
+    """What became of it: `problems`, and nothing has changed; or perhaps something to know."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Missing(msgspec.Struct, frozen=True, tag="missing", array_like=True):
     """There is no such message or envelope."""
 
@@ -221,9 +232,12 @@ Request: TypeAlias = (
     | UpdateTable
     | Explain
     | Stop
+    | Reload
     | Submit
 )
-Answer: TypeAlias = Rows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Missing | Denied
+Answer: TypeAlias = (
+    Rows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Reloaded | Missing | Denied
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from cryptography import x509
@@ -81,9 +81,9 @@ def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = N
     return 0
 
 
-def log_warnings(config: Config, log: Log) -> None:
-    """What a server says of the configuration that it begins to use."""
-    for warning in config.warnings:
+def log_warnings(warnings: Iterable[str], log: Log) -> None:
+    """What a server says of the configuration that it begins to use, each `file:line: warning: …`."""
+    for warning in warnings:
         log.warn(warning.partition("\n")[0].replace(": warning: ", ": ", 1))
 
 

@@ -15,6 +15,8 @@ from pillarbox.errors import PillarboxError
 BACKLOG = 1024
 _PATIENCE = 5.0  # seconds: the processes of a server that is just ending let go soon
 
+_EVERY = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+
 Endpoint = tuple[socket.AddressFamily, str, int]
 
 
@@ -68,6 +70,23 @@ def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
     # From the hosts file alone: a server must start, and a configuration be checked, where no name server answers.
     known = Hosts(path="/etc/hosts", now=time.monotonic).addresses(word)
     return [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in known]
+
+
+def address_of(endpoint: Endpoint) -> str:
+    """Its name, in canonical form: `127.0.0.1 25`."""
+    return f"{ipaddress.ip_address(endpoint[1])} {endpoint[2]}"
+
+
+def endpoint_at(address: str) -> Endpoint:
+    """What `address_of` named."""
+    host, port = address.split()
+    return socket.AF_INET6 if ":" in host else socket.AF_INET, host, int(port)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Are these two addresses, one of them for all of the machine's, in each other's way?"""
+    (family, host, port), (other_family, other_host, other_port) = endpoint_at(one), endpoint_at(other)
+    return (family, port) == (other_family, other_port) and (host in _EVERY or other_host in _EVERY)
 
 
 def bind(endpoint: Endpoint) -> socket.socket:

@@ -77,9 +77,13 @@ class Programs:
         async with self._turns.setdefault(key, asyncio.Lock()):
             await self._end(key)
 
+    async def stop_those(self, chosen: Callable[[str], bool]) -> None:
+        """End the programs whose keys are chosen."""
+        await asyncio.gather(*(self.stop(key) for key in list(self._running) if chosen(key)))
+
     async def stop_all(self) -> None:
         """End every program."""
-        await asyncio.gather(*(self.stop(key) for key in list(self._running)))
+        await self.stop_those(lambda key: True)
 
     async def _execute(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
         # In a thread: executing a file may wait for a file server.

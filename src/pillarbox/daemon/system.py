@@ -2,7 +2,7 @@
 
 Each is done in a forked child that gives up root first (or, for passwords, does nothing else) and has a deadline
 (`hanging`), so that a home on a dead file server or a hanging name service delays one lookup and nothing more. What
-control changes while the server runs is kept here, for roles that are started again.
+control changes while the server runs is kept here, for roles that are started again; a reload does not touch it.
 """
 
 import asyncio
@@ -11,24 +11,23 @@ import hmac
 import os
 import pwd
 import time
-from collections.abc import Callable, Iterable
-
-import msgspec
+from collections.abc import Awaitable, Callable, Iterable
 
 from pillarbox.conf.format import format_config
 from pillarbox.conf.model import Config, TableKind
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
 from pillarbox.daemon.forwards import Forwards
+from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.hanging import Hanging
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
-from pillarbox.roles.parent import DatabasePart
+from pillarbox.roles.parent import DatabasePart, Reloaded
 from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
 
-_CONFIG_PIECE = 64 * 1024  # characters
 _PART = 1 << 20  # bytes of a database at a time
+_CONFIG_PIECE = 64 * 1024  # characters
 
 _YES, _NO = b"+", b"-"
 
@@ -36,32 +35,28 @@ _YES, _NO = b"+", b"-"
 class ParentSystem:
     """Implements `roles.parent.System`. `as_root`: see `forwards`.
 
-    `paused` ("mda", "mta", "smtp"), `blocked` (source, destination) and `current` tell what to start a role with.
+    `paused` ("mda", "mta", "smtp") and `blocked` (source, destination) tell what to start a role with.
     """
 
     def __init__(
         self,
         *,
-        config: Config,
+        generations: Generations,
         as_root: bool,
         on_stop: Callable[[], None],
+        on_reload: Callable[[], Awaitable[Reloaded]],
         log: Log,
         paused: Iterable[str] = (),
     ) -> None:
-        self._config = config
+        self._generations = generations
         self._on_stop = on_stop
+        self._on_reload = on_reload
         self._log = log
         self._hanging = Hanging(log)
         self._forwards = Forwards(as_root=as_root, hanging=self._hanging, log=log)
-        self._tables: dict[str, tuple[tuple[str, str], ...]] = {}
         self._written: tuple[Config, str] | None = None
         self.paused = set(paused)
         self.blocked: set[tuple[str, str]] = set()
-
-    def current(self, config: Config) -> Config:
-        """The configuration with its file tables as they were read last."""
-        tables = {n: msgspec.structs.replace(config.tables[n], entries=e) for n, e in self._tables.items()}
-        return msgspec.structs.replace(config, tables=config.tables | tables) if tables else config
 
     async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
         """See `System.read_forward`."""
@@ -76,24 +71,25 @@ class ParentSystem:
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
         """See `System.read_table`; only file tables of the running configuration."""
-        table = self._config.tables.get(name)
+        table = self._generations.current.config.tables.get(name)
         if table is None or table.kind is not TableKind.FILE:
             raise TempFail(f"table {name}: not a file table of this configuration")
-        entries = self._tables[name] = await asyncio.to_thread(_read_table, table.config)
+        entries = await asyncio.to_thread(_read_table, table.config)
+        self._generations.update_table(name, table.config, entries)
         return entries
+
+    async def read_database(self, path: str, offset: int) -> DatabasePart:
+        """See `System.read_database`; only files of db tables of configurations that live."""
+        if not self._generations.reads_database(path):
+            raise TempFail(f"{path}: not a db table of this configuration")
+        return await asyncio.to_thread(_read_part, path, offset)
 
     async def configuration(self, offset: int) -> tuple[int, str]:
         """See `System.configuration`; what is asked for again is not written again."""
-        config = self._config
+        config = self._generations.current.config
         if self._written is None or self._written[0] is not config:
             self._written = config, await asyncio.to_thread(format_config, config)
         return config.generation, self._written[1][offset : offset + _CONFIG_PIECE]
-
-    async def read_database(self, path: str, offset: int) -> DatabasePart:
-        """See `System.read_database`; only files of db tables of the running configuration."""
-        if not any(t.kind is TableKind.DB and t.config == path for t in self._config.tables.values()):
-            raise TempFail(f"{path}: not a db table of this configuration")
-        return await asyncio.to_thread(_read_part, path, offset)
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
         """See `System.remember_pause`."""
@@ -106,6 +102,10 @@ class ParentSystem:
     async def stop(self) -> None:
         """See `System.stop`."""
         self._on_stop()
+
+    async def reload(self) -> Reloaded:
+        """See `System.reload`."""
+        return await self._on_reload()
 
     async def log_level(self, verbose: bool) -> None:
         """See `System.log_level`."""

@@ -26,6 +26,7 @@ DEADLINES = {
     "lookup.exchangers": 120.0,
     "lookup.expand": 120.0,
     "lookup.explain": 120.0,
+    "system.reload": 110.0,  # reload.READING + bind's patience + reload.PREPARING + reload.COMMITTING, and one before
 }
 
 INTERFACE = Interface(
@@ -93,7 +94,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
     (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level", "explain")},
-    (CONTROL, PARENT): {"system": ("stop", "log_level", "remember_pause", "remember_route", "configuration")},
+    (CONTROL, PARENT): {"system": ("stop", "reload", "log_level", "remember_pause", "remember_route", "configuration")},
 }
 
 Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]

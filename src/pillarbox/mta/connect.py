@@ -193,6 +193,8 @@ class Connecting:
         wanted = len(relay.tasks)
         if connector.fault is not None or not wanted or relay.failed is not None or relay.domain.exchangers is None:
             return False
+        if relay.plan.generation != self.config.generation:
+            return False  # what it still has goes by another relay
         if relay.ready >= wanted or (relay.connections > 2 and relay.connections >= wanted // 2):
             return False
         if relay.connections - relay.ready >= wanted:  # as many are on their way as could find something to do

@@ -103,6 +103,7 @@ class Lookup:
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._passwords = Passwords()
         self._generations: dict[int, _Generation] = {}
+        self._current = config.generation
         self._no_forward: dict[User, float] = {}  # since when we know
         self.add_config(config)
 
@@ -133,6 +134,10 @@ class Lookup:
     async def close_tables(self) -> None:
         """Forget all configurations: nothing will be asked any more."""
         await asyncio.gather(*(self.drop_config(generation) for generation in list(self._generations)))
+
+    def use_config(self, generation: int, resolver: Resolver) -> None:
+        """This is the one of today: DNS is asked, and files are read anew, as it says."""
+        self._current, self._resolver = generation, resolver
 
     def close(self) -> None:
         """Stop the threads; what waits for them is cancelled."""
@@ -303,10 +308,10 @@ class Lookup:
         self._log.verbose = verbose
 
     async def explain(self, question: Question) -> Explanation:
-        """What would become of a recipient now, by the newest configuration; see `roles.lookup.Lookup`."""
+        """What would become of a recipient of a session that begins now; see `roles.lookup.Lookup`."""
         if self._plans is None:
             raise PermFail("this server was built without what explains")
-        generation = self._generations[max(self._generations)]
+        generation = self._generations[self._current]
         return await Explainer(
             config=generation.config,
             tables=generation.tables,
@@ -326,8 +331,9 @@ class Lookup:
         try:
             if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
                 entries = await self._system.read_table(name)
+                path = self._generations[self._current].config.tables[name].config  # what the parent has read
                 for number in list(self._generations):
-                    self._replace_entries(number, name, entries)
+                    self._replace_entries(number, name, path, entries)
             await asyncio.gather(*(holder.tables[name].update() for holder in holders))
         except PillarboxError as error:
             self._log.info(f'info: Failed to update table "{name}"')
@@ -336,10 +342,11 @@ class Lookup:
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
-    def _replace_entries(self, number: int, name: str, entries: tuple[tuple[str, str], ...]) -> None:
+    def _replace_entries(self, number: int, name: str, path: str, entries: tuple[tuple[str, str], ...]) -> None:
+        """In the configurations that have this file under this name; another may mean another file by it."""
         generation = self._generations[number]
         table = generation.config.tables.get(name)
-        if table is None or table.kind is not model.TableKind.FILE:
+        if table is None or (table.kind, table.config) != (model.TableKind.FILE, path):
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
