@@ -118,6 +118,25 @@ def test_what_a_program_would_say_is_unknown_without_a_server(tmp_path: Path, st
     assert ("Not seen: table far: only a server can ask its program" in out) is asked
 
 
+def test_maps_on_disk_are_asked_without_a_server_too(tmp_path: Path) -> None:
+    (tmp_path / "doms").write_text("x.example\n")
+    (tmp_path / "al").write_text("a: b@y.example\n")
+    made = [
+        run(["makemap", "-t", "set", "-o", "doms.db", "doms"], cwd=tmp_path),
+        run(["makemap", "-t", "aliases", "-o", "al.db", "al"], cwd=tmp_path),
+    ]
+    assert [done.returncode for done in made] == [0, 0], made
+    (tmp_path / "d.conf").write_text(
+        f"table doms db:{tmp_path}/doms.db\ntable al db:{tmp_path}/al.db\n"
+        'action "in" maildir alias <al>\naction "out" relay\n'
+        'match for domain <doms> action "in"\nmatch for any action "out"\n'
+    )
+    status, out, errors = explain("-f", "d.conf", "--rcpt", "a@x.example", folder=tmp_path)
+    assert (status, errors) == (0, [])
+    assert f'         yes for domain <doms>: x.example is in "doms" (db:{tmp_path}/doms.db)' in out
+    assert f"   table <al> (db:{tmp_path}/al.db): alias a -> b@y.example" in out
+
+
 def test_macros_of_the_command_line_count(tmp_path: Path) -> None:
     (tmp_path / "m.conf").write_text('action "a" relay\nmatch for domain $d action "a"\n')
     status, out, errors = explain("-f", "m.conf", "-D", "d=x.example", "--rcpt", "a@x.example", folder=tmp_path)

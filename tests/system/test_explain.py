@@ -115,6 +115,18 @@ def test_a_table_that_was_read_again_counts(folder: Path, wiring: Wiring) -> Non
         assert [e["action"] for e in found["envelopes"]] == ["virtual"]
 
 
+def test_after_a_reload_it_goes_by_the_new_configuration(folder: Path, wiring: Wiring) -> None:
+    with make_server(folder, wiring) as server:
+        arguments = ["explain", "--rcpt", "x@new.example", "--src", "192.0.2.1"]
+        assert server.ctl(*arguments).exit == 1
+        server.conf.write_text(server.config + 'match from any for domain "new.example" action "nowhere"\n')
+        assert server.ctl("reload").exit == 1
+        assert server.ctl(*arguments).exit == 1
+        server.conf.write_text(server.config + 'match from any for domain "new.example" action "out"\n')
+        assert server.ctl("reload").exit == 0
+        assert server.ctl(*arguments).exit == 0
+
+
 def test_a_program_is_asked_as_for_a_client(folder: Path, wiring: Wiring) -> None:
     with make_asking_server(folder, wiring, free_port()) as server:
         found = server.ctl("explain", "--rcpt", "x@asked.example")

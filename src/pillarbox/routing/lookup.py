@@ -308,10 +308,10 @@ class Lookup:
         self._log.verbose = verbose
 
     async def explain(self, question: Question) -> Explanation:
-        """What would become of a recipient now, by the newest configuration; see `roles.lookup.Lookup`."""
+        """What would become of a recipient of a session that begins now; see `roles.lookup.Lookup`."""
         if self._plans is None:
             raise PermFail("this server was built without what explains")
-        generation = self._generations[max(self._generations)]
+        generation = self._generations[self._current]
         return await Explainer(
             config=generation.config,
             tables=generation.tables,
