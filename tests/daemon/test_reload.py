@@ -346,3 +346,26 @@ def test_how_the_queue_is_stored_stays_until_the_next_start(in_world: InWorld) -
         assert await w.reload() == Reloaded()
 
     in_world(body)
+
+
+def test_nothing_is_waited_for_between_the_last_look_at_the_roles_and_the_decision(in_world: InWorld) -> None:
+    """Who dies at any later moment finds the decision made; who dies before ends the reload."""
+
+    class Dying(Part):
+        seen: tuple[int, ...] = ()
+
+        @property
+        def gone(self) -> bool:
+            asyncio.get_running_loop().call_soon(self.look_later)
+            return False
+
+        def look_later(self) -> None:
+            self.seen = (*self.seen, self.world.generations.current.number)
+
+    async def body(w: World) -> None:
+        dying = Dying("c", w)
+        w.parts.append(dying)
+        assert await w.reload() == Reloaded()
+        assert dying.seen[-1] == 1
+
+    in_world(body)

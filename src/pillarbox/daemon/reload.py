@@ -185,12 +185,13 @@ class Reloader:
         try:
             # A death ends it at once, also that of one that has answered.
             await asyncio.wait({everyone, *deaths}, timeout=PREPARING, return_when=asyncio.FIRST_COMPLETED)
+            await _leave_off(deaths)
+            # Nothing is waited for from here to the decision: who died in between would start with the old one.
             _judge(members, answers)
             prepared = True
         finally:
-            await _leave_off([everyone, *deaths])
             if not prepared:
-                await _leave_off(answers)
+                await _leave_off([everyone, *answers, *deaths])
                 for member in members:
                     await member.abort(generation.number)
         return members
