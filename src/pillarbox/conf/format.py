@@ -107,7 +107,8 @@ def format_listener(config: Config, listener: Listener) -> str:
         words.append(("auth-optional" if listener.auth_optional else "auth") + table)
     words += _named(listener, "hostname")
     words += _looked_up(config, listener, "hostnames", "senders")
-    words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth", "proxy_v2")
+    words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth")
+    words += _ours(config, listener)
     words += [_filter_option(config, listener.filter), *_named(listener, "tag")]
     return " ".join(filter(None, words))
 
@@ -192,6 +193,15 @@ def _flags(item: msgspec.Struct, *fields: str) -> list[str]:
 
 def _keyword(field: str) -> str:
     return field.replace("_", "-")
+
+
+def _ours(config: Config, listener: Listener) -> Iterator[str]:
+    """What the reference does not have of a listener, or only in part."""
+    yield from _flags(listener, "proxy_v2", "proxy")
+    if listener.proxy_from:
+        yield f"from {_operand(config, listener.proxy_from)}"
+    if listener.greet_delay:
+        yield f"greet-delay {format_time(listener.greet_delay)}"
 
 
 def _operand(config: Config, name: str, *, literal: bool = True) -> str:
@@ -293,7 +303,17 @@ def _smtp(options: SmtpOptions) -> Iterator[str]:
     default = SmtpOptions()
     if options.ciphers:
         yield f"smtp ciphers {quote(options.ciphers)}"
-    yield from _changed("smtp limit", options, default, ("max_mails", "max_rcpt"))
+    limits = ("max_mails", "max_rcpt", "max_session", "max_session_per_source", "max_failed_commands")
+    yield from _changed("smtp limit", options, default, limits)
+    for rate in options.rates:
+        yield f"smtp rate {rate.what} {rate.count} {format_time(rate.seconds)}"
+    if options.bare_newline != default.bare_newline:
+        yield f"smtp bare-newline {options.bare_newline}"
+    if options.max_line_length:
+        yield f"smtp max-line-length {options.max_line_length}"
+    for field in ("tarpit", "max_data_time"):
+        if seconds := getattr(options, field):
+            yield f"smtp {_keyword(field)} {format_time(seconds)}"
     if options.max_message_size != default.max_message_size:
         yield f"smtp max-message-size {format_size(options.max_message_size)}"
     if options.sub_addr_delim != default.sub_addr_delim:

@@ -5,10 +5,12 @@ from typing import Any
 
 from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, word
 from pillarbox.conf.model import AUTH_SYSTEM, Listener, TlsMode
+from pillarbox.conf.smtp import short_time
 from pillarbox.conf.tables import Shape
 
 MAX_TAG = 32  # characters
 MAX_PKI = 32
+MAX_GREET_DELAY = 60  # seconds; RFC 5321 §4.5.3.2.1: clients wait five minutes for the greeting
 PORT_MAX = 65535
 _WELL_KNOWN = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
 
@@ -155,6 +157,25 @@ def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     return build
 
 
+def _proxy(field: str, name: str) -> Callable[[Draft, _Fields, Node], _Fields]:
+    def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+        if "proxy" in fields or "proxy_v2" in fields:
+            raise Wrong(node, f"{name}: proxy or proxy-v2 already specified")
+        proxies = option(node, "proxies")
+        if proxies is None:
+            return {field: True}
+        refusal = 'invalid use of table "{}" as PROXIES parameter'
+        return {field: True, "proxy_from": draft.serving_table(options(proxies)[0], Shape.LIST, refusal)}
+
+    return build
+
+
+def _greet_delay(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+    if "greet_delay" in fields:
+        raise Wrong(node, "greet-delay already specified")
+    return {"greet_delay": short_time(node, 0, "greet-delay", MAX_GREET_DELAY)}
+
+
 def _hostnames(draft: Draft, fields: _Fields, node: Node) -> _Fields:
     if "hostnames" in fields:
         raise Wrong(node, "hostnames already specified")
@@ -190,6 +211,8 @@ _OPTIONS: dict[str, Callable[[Draft, _Fields, Node], _Fields]] = {
     "listen_hostname": _text("hostname"),
     "listen_hostnames": _hostnames,
     "listen_received_auth": _flag("received_auth", "received-auth"),
-    "listen_proxy_v2": _flag("proxy_v2", "proxy-v2"),
+    "listen_proxy_v2": _proxy("proxy_v2", "proxy-v2"),
+    "listen_proxy": _proxy("proxy", "proxy"),
+    "listen_greet_delay": _greet_delay,
     "listen_senders": _senders,
 }

@@ -94,8 +94,12 @@ class Parser:
             yield Token.new_borrow_pos(NL, "\n", second)
             return
         recent: list[str] = []  # the types of the last tokens within braces
+        before = second.type
         while True:
             token = self._next()
+            if first.type == "_LISTEN" and token.type == STRING and self._depth == 0:
+                token = _listen_word(token, before)
+            before = token.type
             if self._depth > 0 and token.type in _SEPARATORS and not self._pushed:
                 skimmed = self._skim(recent, token.type)
                 if skimmed:
@@ -165,6 +169,16 @@ class Parser:
                 self._skip_line()
 
 
+def _listen_word(word: Token, before: str) -> Token:
+    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other."""
+    terminal = _LISTEN_WORDS.get(str(word))
+    option = before not in _LISTEN_WANTS
+    return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
+
+
+_LISTEN_WORDS = {"proxy": "_PROXY", "greet-delay": "_GREET_DELAY"}
+_WANTING = "on port filter tag ciphers protocols pki ca auth auth-optional hostname hostnames senders from"
+_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_LT", "_GREET_DELAY"}
 _LINE_ENDS = {NL, EOF}
 _SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}

@@ -7,6 +7,7 @@ import msgspec
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
+from pillarbox.server.admissions import Admissions
 from pillarbox.server.msgids import MessageIds
 from pillarbox.server.names import ReverseNames
 from pillarbox.server.trace import Dates
@@ -19,6 +20,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue
     log: Log
     msgids: MessageIds
+    admissions: Admissions
     names: ReverseNames
     dates: Dates
     random64: Callable[[], int]

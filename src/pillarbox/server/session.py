@@ -66,6 +66,8 @@ class Session(asyncio.Protocol):
         self.username = peer.username
         self.authenticated = peer.address == "local"
         self.hostname: str | None = peer.hostname
+        self.failures = 0  # commands refused, recipients not among them
+        self.early: asyncio.Event | None = None  # set by what comes while we wait for that
         self.mails = 0
         self.committing = False
         self.draining = False
@@ -220,7 +222,7 @@ class Session(asyncio.Protocol):
             return
         if transport.get_extra_info("ssl_object") is not None:
             hello.secured(self)
-        if self.listener.hostnames:
+        if self.listener.hostnames or self.listener.greet_delay:
             self.start(dispatch.greet(self))
         else:
             self.send(replies.banner(self.name))
@@ -232,6 +234,8 @@ class Session(asyncio.Protocol):
             self._ignore(len(data))
             return
         self.core.receive(data)
+        if self.early is not None:
+            self.early.set()
         if self._task is None and not self._write_blocked:
             self._pump()
         elif self.core.buffered > BUFFER_MAX:

@@ -117,6 +117,15 @@ PERMANENT_FAILURE = Reply(554, "5.3.0 Transaction failed")
 INTERNAL_ERROR = Reply(421, "4.3.0 Internal server error", closes=True)
 SHUTTING_DOWN = Reply(421, "4.3.2 Service shutting down", closes=True)
 TOO_MANY_SESSIONS = Reply(421, "4.3.2 Too many connections, try again later", closes=True)
+TOO_MANY_FROM_SOURCE = Reply(421, "4.7.0 Too many connections from your address, try again later", closes=True)
+TOO_MANY_ERRORS = Reply(421, "4.7.0 Too many failed commands", closes=True)
+TOO_FAST = Reply(450, "4.7.1 Too much mail in a short time, try again later")
+TALKED_FIRST = Reply(554, "5.5.1 Protocol error: you spoke before the greeting", closes=True)
+
+
+def limited_session(limit: str) -> Reply:
+    """To a client whom a limit of sessions, or their rate, keeps out."""
+    return TOO_MANY_SESSIONS if limit == "max-session" else TOO_MANY_FROM_SOURCE
 
 
 def banner(name: str) -> Reply:
