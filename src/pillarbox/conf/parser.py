@@ -208,7 +208,7 @@ def _explain(token: Token, expected: set[str]) -> str:
         return f"syntax error: {text} is a number here; write a name made of digits in quotes"
     if text in _OLD:
         return _old(text)
-    if token.type in _WORDS and expected <= {STRING}:
+    if token.type in _WORDS and expected <= {STRING, NL}:
         return f'syntax error: "{text}" is a keyword; write it in quotes where it is a name'
     near = "" if token.type in _WORDS else Report.nearest(text, [_WORDS[e] for e in expected if e in _WORDS])
     if near:
