@@ -25,7 +25,7 @@ from pillarbox.daemon import interfaces
 from pillarbox.errors import ConfigError, PillarboxError, Problem
 from pillarbox.log import Log
 from pillarbox.mta.url import parse_relay_url
-from pillarbox.tables.matchers import RegexMatcher
+from pillarbox.tables.matchers import regex_fault
 from pillarbox.tables.patterns import parse_network
 
 MAX_FILE = 1 << 30  # bytes; a table may be large
@@ -184,9 +184,8 @@ class Machine:
 
 
 def _regex(text: str) -> str:
-    faults: list[str] = []
-    RegexMatcher([((text,), 1)], on_error=lambda _, reason: faults.append(reason))
-    return f"this regular expression never matches ({faults[0]})" if faults else ""
+    fault = regex_fault(text)
+    return f"this regular expression never matches ({fault})" if fault else ""
 
 
 def _netaddr(text: str) -> str:
