@@ -123,6 +123,8 @@ class Parser:
         unknown = first.type == STRING and expected == {"_EQ"}
         at = first if unknown else token
         message = _unknown(first) if unknown else _explain(token, expected)
+        if first.type in _WORDS and self._name == "=":
+            message, at = f'syntax error: "{first}" is a keyword; a macro needs another name', first
         self._report.at(message, source, at.line or 0, at.start_pos or 0)
         self._report.broken(str(first), self._name, first.line or 0)
         if token is not first and token.type in _DIRECTIVES and self._begins_line(token, source):
@@ -202,13 +204,15 @@ def _old(text: str) -> str:
 def _explain(token: Token, expected: set[str]) -> str:
     """`syntax error`, as the reference says, and then what is wrong here."""
     text = str(token)
+    if token.type in _LINE_ENDS and {"_ACTION", "_REJECT"} <= expected:
+        return 'syntax error: the line ends too early; a match ends with an action, or with "reject"'
     if token.type in _LINE_ENDS:
         return f"syntax error: the line ends too early{_wanted(expected)}"
     if token.type == NUMBER and STRING in expected:
         return f"syntax error: {text} is a number here; write a name made of digits in quotes"
     if text in _OLD:
         return _old(text)
-    if token.type in _WORDS and expected <= {STRING}:
+    if token.type in _WORDS and expected <= {STRING, NL}:
         return f'syntax error: "{text}" is a keyword; write it in quotes where it is a name'
     near = "" if token.type in _WORDS else Report.nearest(text, [_WORDS[e] for e in expected if e in _WORDS])
     if near:
