@@ -70,8 +70,8 @@ def test_words_may_be_abbreviated_and_stop_may_not() -> None:
 def test_reload_says_what_is_wrong_or_that_it_was_done() -> None:
     with serving() as server:
         assert ctl(server, "reload") == (0, ["command succeeded"], [])
-        server.system.reloaded = Reloaded(notes=("smtpd.conf:3: nobody gets here",))
-        assert ctl(server, "reload") == (0, ["command succeeded"], ["warning: smtpd.conf:3: nobody gets here"])
+        server.system.reloaded = Reloaded(notes=("smtpd.conf:3: warning: nobody gets here",))
+        assert ctl(server, "reload") == (0, ["command succeeded"], ["smtpd.conf:3: warning: nobody gets here"])
         server.system.reloaded = Reloaded(problems=("smtpd.conf:1: no\n    x\n    ^", "smtpd.conf:2: nor that"))
         expected = ["smtpd.conf:1: no", "    x", "    ^", "smtpd.conf:2: nor that"]
         assert ctl(server, "reload") == (1, ["command failed"], expected)
