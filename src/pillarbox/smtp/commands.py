@@ -1,4 +1,4 @@
-"""The syntax of command lines: verbs, paths and parameters (RFC 5321 §4.1, RFC 3461, RFC 1870, RFC 6152).
+"""The syntax of command lines: verbs, paths and parameters (RFC 5321 §4.1, 1870, 3030, 3461, 6152, 6531, 8689).
 
 Text in, values out; whether a command is legal now is `states`, what it does is `server/commands`. COMPAT: what is
 a valid path follows the reference where it is laxer (`<a>` and `<a@>` get the listener's name, source routes are
@@ -22,6 +22,7 @@ _SPACE = " \t\n\v\f\r"
 _LOCAL_PART = re.compile(r"[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+(?:\.[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+)*")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _PRINTABLE = re.compile(r"[!-~]*")
+_CHUNK = re.compile(r"([0-9]{1,20})(?: +(LAST))? *", re.IGNORECASE)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")  # RFC 3461 §4
 
 
@@ -35,6 +36,7 @@ class Verb(StrEnum):
     MAIL = "MAIL FROM"
     RCPT = "RCPT TO"
     DATA = "DATA"
+    BDAT = "BDAT"
     RSET = "RSET"
     QUIT = "QUIT"
     NOOP = "NOOP"
@@ -67,6 +69,13 @@ class BadOrcpt(ValueError):
 
 class BadSize(ValueError):
     """A SIZE that is not a number (RFC 1870 §3)."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """What BDAT announces: so many bytes follow, and the message ends with them if it is the last."""
+
+    size: int
+    last: bool = False
 
 
 class MailParameters(msgspec.Struct, frozen=True):
@@ -173,6 +182,14 @@ def _parse_size(value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 20):
         raise BadSize(value)
     return int(value)
+
+
+def parse_chunk(args: str) -> Chunk:
+    """`size [LAST]` (RFC 3030 §2). Raises `BadSyntax`: where the next command begins is unknown then."""
+    found = _CHUNK.fullmatch(args)
+    if found is None:
+        raise BadSyntax(args)
+    return Chunk(int(found[1]), last=found[2] is not None)
 
 
 def parse_rcpt_parameters(text: str, *, dsn: bool) -> RcptParameters:

@@ -95,6 +95,7 @@ SENDER_REJECTED = Reply(530, "Sender rejected")
 TOO_MANY_MAILS = Reply(452, "4.5.3 Too many recipients: Too many messages sent")
 TOO_MANY_RECIPIENTS = Reply(451, "4.5.3 Too many recipients: Too many recipients")
 NO_RECIPIENT = Reply(503, f"{_INVALID_ARGUMENTS}: No recipient specified")
+BAD_CHUNK = Reply(501, f"{_INVALID_ARGUMENTS}: BDAT size [LAST]", closes=True)  # what follows cannot be told apart
 BAD_SIZE = Reply(501, f"{_INVALID_ARGUMENTS}: Invalid SIZE")
 DECLARED_TOO_BIG = Reply(552, "5.3.4 Message too big for system")  # RFC 1870 §6.1
 NOTIFY_NEVER = Reply(553, "NOTIFY option NEVER cannot be combined with other options")
@@ -132,6 +133,11 @@ def hello(name: str, peer: str, address: str, extensions: Sequence[str] = ()) ->
 def accepted(msgid: int) -> Reply:
     """The message is ours."""
     return Reply(250, f"2.0.0 {msgid:08x} Message accepted for delivery")
+
+
+def chunk_received(size: int) -> Reply:
+    """A chunk that is not the last (RFC 3030 §2)."""
+    return Reply(250, f"2.0.0 {size} octets received")
 
 
 def challenge(text: str) -> Reply:
