@@ -143,7 +143,7 @@ def _message(
         body=body,
         streamed=streamed,
         eight_bit=report.eight_bit or report.is_utf8,
-        smtputf8=report.needs_utf8_envelope,
+        smtputf8=report.has_utf8_header,
     )
 
 

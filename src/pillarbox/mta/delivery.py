@@ -276,6 +276,7 @@ class Delivery:
                 result=event.result,
                 errorline="" if taken else event.text,
                 esc_class={Result.OK: 0, Result.PERMFAIL: 5}.get(event.result, 4),
+                esc_code=event.code,
                 relayed_without_dsn=taken and not link.client.offers_dsn,
                 reply=event.text if taken else "",
             )

@@ -7,6 +7,7 @@ from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mail import srs
 from pillarbox.mail.envelope import Envelope
+from pillarbox.mail.idn import ascii_address
 from pillarbox.mta.policy import TlsPolicy, tls_policy
 from pillarbox.mta.url import RelayUrl, parse_relay_url
 
@@ -85,5 +86,6 @@ def sender_for(action: Relay, options: Srs, envelope: Envelope, now: float) -> s
         sender = f"{new_user or user}@{new_domain or domain}"
     forwarded = envelope.rcpt != envelope.dest and "@" in envelope.rcpt
     if action.srs and options.key and forwarded:
-        return srs.encode(sender, envelope.rcpt.rpartition("@")[2], key=options.key, now=now)
+        # The domain becomes part of a local part, and those have no other form.
+        return srs.encode(ascii_address(sender) or sender, envelope.rcpt.rpartition("@")[2], key=options.key, now=now)
     return sender

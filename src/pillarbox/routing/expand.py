@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pillarbox.conf.model import Config, Local, Relay
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
-from pillarbox.mail import srs
+from pillarbox.mail import idn, srs
 from pillarbox.mail.envelope import Envelope, Flag, Kind
 from pillarbox.roles.lookup import Recipient, User
 from pillarbox.routing.aliases import AliasError, Member, parse_members, read_lines
@@ -184,7 +184,7 @@ class _Expansion:
             return None
         user, _, domain = node.text.rpartition("@")
         try:
-            found = await self._insert_virtual(node, action, user.lower(), domain.lower())
+            found = await self._insert_virtual(node, action, idn.fold_local(user), idn.fold_domain(domain))
         except (TempFail, AliasError) as error:
             return self._list_failed(node, error)
         return None if found else LIST_PERMFAIL

@@ -11,6 +11,7 @@ import msgspec
 
 from pillarbox.conf.model import Config, Criterion, Rule
 from pillarbox.errors import ConfigError, Problem
+from pillarbox.mail.idn import fold_domain
 from pillarbox.tables.matchers import Matcher, Source, build_matcher
 from pillarbox.tables.services import Service, parse_address
 from pillarbox.tables.table import MemoryTable, Table
@@ -214,7 +215,7 @@ class _Dest:
     def passing(self, subject: Subject, is_local: Callable[[str], bool]) -> int:
         """The rules that this destination passes."""
         matched = self._any
-        domain = subject.dest.rpartition("@")[2].lower()
+        domain = fold_domain(subject.dest.rpartition("@")[2])
         if self._local and is_local(domain):
             matched |= self._local
         if self._domain.used:

@@ -105,7 +105,7 @@ def _take(session: "Session", outcome: Reply | Work | None) -> None:
 
 
 def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
-    line = raw.decode("latin-1")
+    line = raw.decode("utf-8", "surrogateescape")
     if session.exchange is not None:
         return auth.respond(session, line)
     session.command = auth.without_secrets(line) if line[:4].upper() == Verb.AUTH else line

@@ -43,7 +43,7 @@ def begin(session: "Session", tx: Transaction) -> None:
     tx.message = Incoming(
         _received(session, tx),
         domain=(session.listener.hostname or session.config.hostname).encode("ascii", "replace"),
-        masquerade=masquerade.encode("ascii", "replace"),
+        masquerade=masquerade.encode(),
         additions=lambda header: _additions(session, header),
     )
 
@@ -111,6 +111,7 @@ async def _commit(session: "Session", tx: Transaction, message: Incoming) -> Rep
                 body=b"" if tx.appended else message.take_chunk(),
                 streamed=tx.appended,
                 eight_bit=message.eight_bit,
+                smtputf8=tx.parameters.smtputf8 and message.utf8_header,
             )
         )
         tx.appended = False  # it is the queue's now
@@ -146,7 +147,12 @@ def _received(session: "Session", tx: Transaction) -> bytes:
     return trace.received(
         source=source,
         by=session.name,
-        protocol=trace.keyword(extended=session.extended, tls=bool(session.tls), authenticated=session.authenticated),
+        protocol=trace.keyword(
+            extended=session.extended,
+            tls=bool(session.tls),
+            authenticated=session.authenticated,
+            utf8=tx.parameters.smtputf8,
+        ),
         msgid=tx.msgid,
         notes=notes,
         rcpt=tx.rcpts[0][0] if len(tx.rcpts) == 1 else "",

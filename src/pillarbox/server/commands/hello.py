@@ -59,7 +59,7 @@ def extensions(session: "Session") -> list[str]:
         offered.append("STARTTLS")
     if offers_auth(session):
         offered.append("AUTH PLAIN LOGIN")
-    offered.append("CHUNKING")
+    offered += ["SMTPUTF8", "CHUNKING"]
     return [*offered, "HELP"]
 
 
