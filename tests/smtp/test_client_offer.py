@@ -70,5 +70,15 @@ def test_an_original_recipient_is_written_as_the_peer_reads_it():
     assert lines(word(offer("DSN", "SMTPUTF8"), tx("ü@x", recipient)))[1] == "RCPT TO:<a@y> ORCPT=utf-8;jü@y"
 
 
+def test_requiretls_counts_over_tls_only():
+    protecting = Offer(tls=True)
+    protecting.note("REQUIRETLS")
+    assert lines(word(protecting, tx(require_tls=True)))[0] == "MAIL FROM:<s@x> REQUIRETLS"
+    assert lines(word(protecting, tx()))[0] == "MAIL FROM:<s@x>"
+    refusal = word(offer("REQUIRETLS"), tx(require_tls=True))
+    assert isinstance(refusal, Refusal) and refusal.code == 730
+    assert lines(word(offer("REQUIRETLS"), tx("", require_tls=True)))[0] == "MAIL FROM:<>"
+
+
 def test_a_line_break_in_an_address_goes_nowhere():
     assert word(offer(), tx("s@x", "a@y\r\nDATA")).text == "553 5.1.7 line break in address"

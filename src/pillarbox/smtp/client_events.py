@@ -27,6 +27,7 @@ class Transaction:
     body: bytes | None = None
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False
     ret: str = ""
     envid: str = ""
 

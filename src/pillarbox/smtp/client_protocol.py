@@ -23,7 +23,7 @@ from pillarbox.smtp.client_events import (
     TlsWanted,
     Transaction,
 )
-from pillarbox.smtp.client_offer import Offer, Refusal, Wording, word
+from pillarbox.smtp.client_offer import Limits, Offer, Refusal, Wording, word
 
 _LINE_MAX = 2048  # bytes of one reply line, as the reference's buffer
 _TEXT_MAX = 2048  # characters kept of a multi-line reply
@@ -55,8 +55,9 @@ class Step(Enum):
 class Client:
     """One connection's protocol. `tls`: none, opportunistic, required, immediate (see `roles.delivery.SessionOrder`).
 
+    `require_tls`: the peer must offer REQUIRETLS (RFC 8689); `unprotected` is why it does not do.
     `credentials` are used on a TLS connection only. `failures_max` refused recipients in a row end the session
-    (0: never). Counters: `delivered` messages, `tried` transactions since the last success.
+    (0: never). Counters: `delivered` messages, `tried` transactions since the last success, `mails` begun in all.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Client:
         tls: str = "none",
         credentials: tuple[str, str] | None = None,
         failures_max: int = 0,
+        require_tls: bool = False,
     ) -> None:
         self.delivered = 0
         self.tried = 0
+        self.mails = 0
         self.spent = False
         self.failed = False
         self.closed = False
@@ -80,6 +83,8 @@ class Client:
         self._starttls_sent = False
         self._credentials = credentials
         self._failures_max = failures_max
+        self._require_tls = require_tls
+        self.unprotected = ""
         self._failures = 0
         self._offer = Offer()
         self._buffer = bytearray()
@@ -103,6 +108,11 @@ class Client:
     def offers_dsn(self) -> bool:
         """Does the peer take responsibility for delivery reports (RFC 3461)?"""
         return "DSN" in self._offer
+
+    @property
+    def limits(self) -> Limits:
+        """What the peer takes."""
+        return self._offer.limits
 
     @property
     def handshaking(self) -> bool:
@@ -143,6 +153,7 @@ class Client:
         """The handshake succeeded: after STARTTLS greet anew, with immediate TLS the banner comes now."""
         self._events = []
         self._tls_active = True
+        self._offer = Offer(tls=True)
         self._starttls_sent = False
         if Step.BANNER not in self._expect:
             self._send(b"EHLO " + self._helo.encode(), Step.EHLO)
@@ -164,6 +175,7 @@ class Client:
         for index, refusal in wording.refused:
             self._answer(index, Result.PERMFAIL, refusal.text, refusal.code)
         self.tried += 1
+        self.mails += 1
         self._send(wording.mail, Step.MAIL)
         if "PIPELINING" in self._offer:
             while self._asked < len(wording.rcpts):
@@ -280,7 +292,7 @@ class Client:
             self._starttls_sent = True
             self._send(b"STARTTLS", Step.STARTTLS)
         elif self._tls == "required":
-            self._fail("TLS required but not supported by remote host")
+            self._refuse_peer("TLS required but not supported by remote host")
         else:
             self._authenticate()
 
@@ -302,13 +314,19 @@ class Client:
             self._offer = Offer()
             self._events.append(TlsWanted())
         elif self._tls == "required":
-            self._fail(f"STARTTLS rejected: {reply}")
+            self._refuse_peer(f"STARTTLS rejected: {reply}")
         else:
             self._starttls_sent = False
             self._authenticate()
 
+    def _refuse_peer(self, text: str) -> None:
+        self.unprotected = text
+        self._fail(text)
+
     def _authenticate(self) -> None:
-        if self._credentials is None:
+        if self._require_tls and not self._offer.protects:
+            self._refuse_peer("REQUIRETLS not offered by remote host")
+        elif self._credentials is None:
             self._events.append(Ready())
         elif not self._tls_active:
             self._fail("Refuse to AUTH over insecure channel")

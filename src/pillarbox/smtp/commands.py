@@ -90,12 +90,16 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class MailParameters(msgspec.Struct, frozen=True):
-    """What may follow the sender. `size` in bytes, 0 = not given. `smtputf8`: the addresses may be in UTF-8."""
+    """What may follow the sender. `size` in bytes, 0 = not given. `smtputf8`: the addresses may be in UTF-8.
+
+    `require_tls`: it goes on over verified TLS only (RFC 8689).
+    """
 
     size: int = 0
     ret: str = ""  # "", "FULL", "HDRS"
     envid: str = ""
     smtputf8: bool = False
+    require_tls: bool = False
 
 
 class RcptParameters(msgspec.Struct, frozen=True):
@@ -179,14 +183,20 @@ def asks_for_utf8(args: str) -> bool:
     return not args.isascii() and "SMTPUTF8" in args.rpartition(">")[2].upper().split(" ")
 
 
-def parse_mail_parameters(text: str, *, dsn: bool) -> MailParameters:
-    """The parameters of MAIL; `dsn`: is it offered? Raises `UnknownOption`, `OptionTooLong`, `BadSize`, `BadSyntax`."""
+def parse_mail_parameters(text: str, *, dsn: bool, tls: bool = False) -> MailParameters:
+    """The parameters of MAIL; `dsn`: is it offered? `tls`: is REQUIRETLS?
+
+    Raises `UnknownOption`, `OptionTooLong`, `BadSize`, `BadSyntax`.
+    """
     if not text:
         return NO_MAIL_PARAMETERS
-    size, ret, envid, smtputf8 = 0, "", "", False
+    size, ret, envid = 0, "", ""
+    flags: set[str] = set()
     for option in text.split(" "):
         key, equals, value = option.partition("=")
         match key.upper() if equals else "":
+            case "":
+                flags.add(_parse_flag(option, tls=tls))
             case "SIZE":
                 size = _parse_size(value)
             case "BODY" if value.upper() in ("7BIT", "8BITMIME"):
@@ -196,17 +206,25 @@ def parse_mail_parameters(text: str, *, dsn: bool) -> MailParameters:
             case "RET" if dsn:
                 ret = value.upper() if value.upper() in ("FULL", "HDRS") else ret
             case "ENVID" if dsn:
-                if len(value) > _ENVID_MAX:
-                    raise OptionTooLong(value)
-                if _PRINTABLE.fullmatch(value) is None:
-                    raise BadSyntax(value)
-                envid = value
-            case "" if option.upper() == "SMTPUTF8":
-                smtputf8 = True
+                envid = _parse_envid(value)
             case _:
-                if option:
-                    raise UnknownOption(option)
-    return MailParameters(size, ret, envid, smtputf8)
+                raise UnknownOption(option)
+    return MailParameters(size, ret, envid, smtputf8="SMTPUTF8" in flags, require_tls="REQUIRETLS" in flags)
+
+
+def _parse_flag(option: str, *, tls: bool) -> str:
+    name = option.upper()
+    if name in ("", "SMTPUTF8") or (tls and name == "REQUIRETLS"):
+        return name
+    raise UnknownOption(option)
+
+
+def _parse_envid(value: str) -> str:
+    if len(value) > _ENVID_MAX:
+        raise OptionTooLong(value)
+    if _PRINTABLE.fullmatch(value) is None:
+        raise BadSyntax(value)
+    return value
 
 
 def _parse_size(value: str) -> int:

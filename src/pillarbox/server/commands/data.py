@@ -112,6 +112,7 @@ async def _commit(session: "Session", tx: Transaction, message: Incoming) -> Rep
                 streamed=tx.appended,
                 eight_bit=message.eight_bit,
                 smtputf8=tx.parameters.smtputf8 and message.utf8_header,
+                require_tls=tx.parameters.require_tls,
             )
         )
         tx.appended = False  # it is the queue's now

@@ -46,7 +46,7 @@ def proceed(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply 
     """Begin a transaction."""
     sender, rest = _parse_sender(session, args)
     try:
-        parameters = parse_mail_parameters(rest, dsn=not session.listener.no_dsn)
+        parameters = parse_mail_parameters(rest, dsn=not session.listener.no_dsn, tls=bool(session.tls))
     except UnknownOption as error:
         return replies.unsupported_mail_option(str(error))
     except OptionTooLong as error:

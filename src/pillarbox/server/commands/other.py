@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from pillarbox.server.commands.hello import extensions
 from pillarbox.smtp import replies
+from pillarbox.smtp.commands import Verb
 from pillarbox.smtp.replies import Reply
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ def noop(_session: "Session", _args: str) -> Reply:
     return replies.OK
 
 
-def help_text(_session: "Session", _args: str) -> Reply:
-    """Who we are."""
-    return replies.HELP
+def help_text(session: "Session", _args: str) -> Reply:
+    """Who we are, and what we understand."""
+    commands = [verb.partition(" ")[0] for verb in Verb if verb is not Verb.WIZ]
+    return replies.help_info(commands, [line.partition(" ")[0] for line in extensions(session)])
 
 
 def quit_session(_session: "Session", _args: str) -> Reply:
