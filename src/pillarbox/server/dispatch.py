@@ -50,7 +50,7 @@ STEPS: dict[Verb, Step] = {
     Verb.RSET: Step(other.check, other.rset, arguments=False),
     Verb.QUIT: Step(other.check, other.quit_session, arguments=False),
     Verb.NOOP: Step(other.check, other.noop),
-    Verb.HELP: Step(other.check, other.help_text, arguments=False),
+    Verb.HELP: Step(other.check_help, other.help_text),
     Verb.WIZ: Step(other.check, other.wiz, arguments=False),
 }
 

@@ -60,6 +60,13 @@ RECIPIENT_OK = Reply(250, "2.1.5 Destination address valid: Recipient ok")
 START_BODY = Reply(354, 'Enter mail, end with "." on a line by itself')
 READY_FOR_TLS = Reply(220, "2.0.0 Ready to start TLS")
 AUTHENTICATED = Reply(235, "2.0.0 Authentication succeeded")
+HELP = Reply(
+    214,
+    "2.0.0 This is Pillarbox",
+    "2.0.0 To report bugs in the implementation, please contact bugs@openbsd.org",
+    "2.0.0 with full details",
+    "2.0.0 End of HELP info",
+)
 
 UNRECOGNIZED = Reply(500, f"{_INVALID_COMMAND}: Command unrecognized")
 NOT_ALLOWED = Reply(503, f"{_INVALID_COMMAND}: Command not allowed at this point.")
@@ -124,17 +131,9 @@ def hello(name: str, peer: str, address: str, extensions: Sequence[str] = ()) ->
     return Reply(250, f"{name} Hello {peer} {address}, pleased to meet you", *extensions)
 
 
-def help_info(commands: Sequence[str], extensions: Sequence[str]) -> Reply:
-    """The reference's words, and by name what there is here and now."""
-    return Reply(
-        214,
-        "2.0.0 This is Pillarbox",
-        "2.0.0 To report bugs in the implementation, please contact bugs@openbsd.org",
-        "2.0.0 with full details",
-        f"2.0.0 Commands: {' '.join(commands)}",
-        f"2.0.0 Extensions: {' '.join(extensions)}",
-        "2.0.0 End of HELP info",
-    )
+def names(words: Sequence[str]) -> Reply:
+    """The answer to HELP about something of which there are several."""
+    return Reply(214, f"2.0.0 {' '.join(words)}")
 
 
 def accepted(msgid: int) -> Reply:
