@@ -140,3 +140,8 @@ def test_reason_and_parameters_cannot_add_lines():
     assert format_reason("550 a\r\nb\n\x0bc") == "550 a b  c"
     assert format_reason("150 ours") == "ours"
     assert decode_xtext("a+0D+0Ab") == "a+0D+0Ab"
+
+
+def test_xtext_may_be_of_utf8():
+    assert decode_xtext("+E7+94+A8+E6+88+B7@x") == "用户@x"  # as Postfix writes it
+    assert decode_xtext("a+FFb") == "a+FFb"

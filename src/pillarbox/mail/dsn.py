@@ -12,7 +12,7 @@ from pillarbox.mail.headers import format_date, format_message_id
 from pillarbox.mail.idn import ascii_address, decode_unitext
 
 _REASON_MAX = 900  # a line of a message has at most 998 characters (RFC 5322 §2.1.1)
-_XTEXT = re.compile(r"\+([0-9A-F]{2})")
+_XTEXT = re.compile(rb"\+([0-9A-F]{2})")
 _LEADING_CODE = ("1", "6")  # our own marks before a reason: they are not shown
 
 
@@ -96,9 +96,10 @@ def format_reason(errorline: str) -> str:
 
 
 def decode_xtext(text: str) -> str:
-    """RFC 3461 §4 xtext; what would decode to control characters stays as it is."""
-    decoded = _XTEXT.sub(lambda found: chr(int(found[1], 16)), text)
-    return decoded if decoded.isprintable() else text
+    """RFC 3461 §4 xtext, of UTF-8 where it is not ASCII; what would decode to control characters stays as it is."""
+    data = _XTEXT.sub(lambda found: bytes([int(found[1], 16)]), text.encode())
+    decoded = data.decode("utf-8", "replace")
+    return decoded if decoded.isprintable() and "\ufffd" not in decoded else text
 
 
 def format_span(seconds: int) -> str:
