@@ -37,8 +37,12 @@ setup:
 peers:
 	@tools/setup peers
 
-lock:  ## write requirements.lock anew from pyproject.toml
+LOCK_QUIET := --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+lock:  ## write requirements.lock and requirements-ldap.lock anew from pyproject.toml
 	@$(BIN)/python -m venv --clear "$(HOME_DIR)/lock" && "$(HOME_DIR)/lock/bin/pip" install -q pip-tools
-	@"$(HOME_DIR)/lock/bin/pip-compile" -q --generate-hashes --allow-unsafe --strip-extras --extra dev --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+	@"$(HOME_DIR)/lock/bin/pip-compile" -q --generate-hashes --allow-unsafe --strip-extras --extra dev --extra postgres --extra mysql --extra redis \
+	    $(LOCK_QUIET) -o requirements.lock pyproject.toml
+	@"$(BIN)/python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ldap"])' \
+	    | "$(HOME_DIR)/lock/bin/pip-compile" -q --generate-hashes --strip-extras -c requirements.lock $(LOCK_QUIET) -o requirements-ldap.lock -
 	@rm -rf "$(HOME_DIR)/lock"

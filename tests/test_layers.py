@@ -1,6 +1,7 @@
 """Packages import only downwards, and the pure ones do no I/O: read from the source, nothing is imported."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src/pillarbox"
 
 # docs/design.md shows the same as a picture. What is on one layer does not import one another.
 LAYERS = {
-    0: ["errors", "log", "metrics", "places"],
+    0: ["errors", "log", "metrics", "places", "sdk"],
     1: ["mail"],
     2: ["smtp", "conf", "roles"],
     3: ["tables", "dns", "tls"],
@@ -19,8 +20,10 @@ LAYERS = {
     5: ["server", "mta", "mda", "bounce"],
     6: ["control", "web"],
     7: ["daemon"],
-    8: ["cli"],
+    8: ["cli", "backends"],
 }
+# Programs of their own, written on what everybody can write them on; they load nothing else of the server.
+STANDALONE = {"sdk": set(), "backends": {"sdk"}}
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 PURE = {"mail", "smtp", "conf", "roles"}
 # Everything that reads a clock, a file, a socket or another process. `conf` is handed `read(path)` for includes.
@@ -68,6 +71,15 @@ def test_imports_go_down(path: Path) -> None:
         assert LAYER.get(parts[1], 99) < LAYER[own], f"{path}:{line}: {own} (layer {LAYER[own]}) imports {module}"
 
 
+@pytest.mark.parametrize("name", STANDALONE)
+def test_programs_of_their_own_import_only_the_sdk(name: str) -> None:
+    for path in FILES:
+        if package(path) == name:
+            for line, module in imported(ast.parse(path.read_text()), path):
+                if module.startswith("pillarbox"):
+                    assert module.split(".")[1] in STANDALONE[name] | {name}, f"{path}:{line} imports {module}"
+
+
 @pytest.mark.parametrize(
     "path", [p for p in FILES if package(p) in PURE], ids=lambda path: str(path.relative_to(SOURCE))
 )
@@ -93,7 +105,15 @@ def test_only_declared_packages_are_imported() -> None:
     import tomllib
 
     project = tomllib.loads((SOURCE.parent.parent / "pyproject.toml").read_text())["project"]
-    names = {"dnspython": "dns", "google-re2": "re2", "argon2-cffi": "argon2"}
-    declared = {names.get(d.split(">")[0].split(";")[0].strip(), d.split(">")[0]) for d in project["dependencies"]}
+    names = {
+        "dnspython": "dns",
+        "google-re2": "re2",
+        "argon2-cffi": "argon2",
+        "PyMySQL": "pymysql",
+        "python-ldap": "ldap",
+    }
+    extras = [d for extra, packages in project["optional-dependencies"].items() if extra != "dev" for d in packages]
+    plain = [re.split("[>;[ ]", d)[0] for d in [*project["dependencies"], *extras]]
+    declared = {names.get(name, name) for name in plain}
     found = {m.split(".")[0] for p in FILES for _, m in imported(ast.parse(p.read_text()), p)}
     assert found - set(sys.stdlib_module_names) - {"pillarbox"} <= declared

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _START = "import sys; from pillarbox.cli.{module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
-_ENTRIES = {"mailq": ("smtpctl", "mailq"), "sendmail": ("sendmail", "main")}
+_ENTRIES = {
+    "mailq": ("smtpctl", "mailq"),
+    "sendmail": ("sendmail", "main"),
+    "smtpd": ("smtpd", "main"),
+    "smtpd-convert": ("convert", "main"),
+    "makemap": ("makemap", "main"),
+    "newaliases": ("newaliases", "main"),
+}
 
 
 def run(
@@ -18,6 +25,7 @@ def run(
     user: int | None = None,
     environment: dict[str, str] | None = None,
     timeout: float = 60,
+    cwd: Path | str = "/",
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run `argv[0]`, one of ours, against a state directory; `user`: as this uid (needs root)."""
     module, function = _ENTRIES.get(argv[0], ("smtpctl", "main"))
@@ -31,7 +39,7 @@ def run(
         user=user,
         group=user,
         extra_groups=None if user is None else [],
-        cwd="/",
+        cwd=cwd,
         env={**os.environ, "PILLARBOX_STATE": str(state), "PYTHONPATH": "", **(environment or {})},
     )
 

@@ -7,19 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from pillarbox.conf.model import Config
+from pillarbox.conf.model import Config, Table, TableKind
 from pillarbox.daemon import system
+from pillarbox.daemon.generations import Generations
+from pillarbox.daemon.settings import Generation
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import Reloaded
+from pillarbox.tables.db import stamp
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
 
 
-def make(as_root: bool = False) -> system.ParentSystem:
+async def unasked() -> Reloaded:
+    raise AssertionError("nobody asks for a reload")
+
+
+def make(as_root: bool = False, config: Config | None = None) -> system.ParentSystem:
     return system.ParentSystem(
-        config=Config(hostname="x"),
+        generations=Generations(Generation(config=config or Config(hostname="x"))),
         as_root=as_root,
         on_stop=lambda: None,
+        on_reload=unasked,
         log=Log(io.StringIO()),
     )
 
@@ -31,6 +40,21 @@ def read(home: Path, uid: int, as_root: bool = False) -> bytes | None:
 def test_forward_is_read_whole(tmp_path: Path) -> None:
     (tmp_path / ".forward").write_text("bob\n" * 5000)
     assert read(tmp_path, os.geteuid()) == b"bob\n" * 5000
+
+
+def test_a_database_is_read_in_parts_and_no_other_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    path.write_bytes(b"x" * 100)
+    table = Table(name="t", kind=TableKind.DB, config=str(path))
+    parent = make(config=Config(hostname="x", tables={"t": table}))
+    part = asyncio.run(parent.read_database(str(path), 40))
+    assert (part.data, part.stamp) == (b"x" * 60, stamp(path.stat()))
+    assert asyncio.run(parent.read_database(str(path), 100)).data == b""
+    with pytest.raises(TempFail, match="not a db table"):
+        asyncio.run(parent.read_database("/etc/shadow", 0))
+    path.unlink()
+    with pytest.raises(TempFail, match="No such file"):
+        asyncio.run(parent.read_database(str(path), 0))
 
 
 def test_absent_forward_is_none(tmp_path: Path) -> None:

@@ -42,6 +42,21 @@ def test_the_same_address_in_other_letters(one, other):
     assert idn.fold_address(one) == idn.fold_address(other)
 
 
+@pytest.mark.parametrize(
+    ("address", "forms"),
+    [
+        ("Alice@Example.org", ["alice@example.org"]),
+        ("a@Bücher.example", ["a@bücher.example", "a@xn--bcher-kva.example"]),
+        ("a@XN--BCHER-KVA.example", ["a@xn--bcher-kva.example", "a@bücher.example"]),
+        ("@bücher.example", ["@bücher.example", "@xn--bcher-kva.example"]),
+        ("Bücher.example", ["bücher.example", "xn--bcher-kva.example"]),
+        ("a@xn--ü", ["a@xn--ü"]),
+    ],
+)
+def test_the_ways_in_which_an_address_may_be_stored(address, forms):
+    assert idn.address_forms(address)[:2] == forms[:2]
+
+
 def test_stars_of_patterns_stay():
     assert idn.fold_domain("*.Bücher.example") == "*.xn--bcher-kva.example"
 

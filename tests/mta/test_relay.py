@@ -1,6 +1,7 @@
 """Relays: where attempts go, how many at a time, and what becomes of them when there is no way."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -99,6 +100,24 @@ def test_domain_table():
             assert sorted(await mail.settled(3)) == [("ok", ""), ("ok", ""), ("tempfail", "Cannot retrieve smarthost")]
             assert len(peer.messages) == 1
             assert "warn: Failed to retrieve smarthost for envelope 0000000100000003" in mail.lines
+
+    play(go)
+
+
+def test_each_envelope_takes_the_next_host_of_a_table():
+    async def go():
+        async with Peer() as one, Peer() as two, Running(Mail(Relay(name="out", hosts="h"))) as mail:
+            turns = itertools.cycle([f"smtp://127.0.0.1:{one.port}", f"smtp://127.0.0.1:{two.port}"])
+
+            async def relay_url(generation, table, domain):
+                assert (table, domain) == ("h", "")
+                return next(turns)
+
+            mail.lookup.relay_url = relay_url
+            for _ in range(2):
+                mail.send("a@here.example", "b@elsewhere.example")
+            assert await mail.settled(4) == [("ok", "")] * 4
+            assert [sum(m.count(b"Subject") for m in peer.messages) for peer in (one, two)] == [2, 2]
 
     play(go)
 
@@ -344,6 +363,106 @@ def test_new_configuration_applies_to_what_comes_next():
             it.mail.send("a@far.example")
             order = (await it.ordered(1))[0]
             assert (order.generation, order.port, order.helo, order.tls) == (2, 26, "new.example", "none")
+
+    play(go)
+
+
+def reconfigured(relays, *actions, generation=2):
+    relays.reconfigure(
+        Config(
+            hostname="new.example",
+            generation=generation,
+            mta=MtaLimits(**AT_ONCE),
+            actions={a.name: a for a in actions},
+        )
+    )
+
+
+def test_tasks_that_no_session_has_begun_follow_a_changed_action():
+    async def go():
+        it = Ordering(SMART, max_conn_per_host=1)
+        async with Running(it.mail):
+            for _ in range(3):
+                it.mail.send("a@far.example")
+            (old,) = await it.ordered(1)
+            begun = await it.relays.next_task(old.session, 0)
+            reconfigured(it.relays, Relay(name="out", host="smtp+notls://127.0.0.1:26"))
+            new = (await it.ordered(2))[1]
+            assert (new.generation, new.port) == (2, 26)
+            assert it.relays.generations() == {0, 2}
+            assert await it.relays.next_task(old.session, 60) is None, "nothing comes its way any more"
+            await it.relays.session_event(SessionEvent(session=old.session, state="closed", delivered=1))
+            assert it.relays.generations() == {2}
+            rest = [await it.relays.next_task(new.session, 0), await it.relays.next_task(new.session, 0)]
+            assert sorted(task.msgid for task in [begun, *rest]) == [1, 2, 3]
+
+    play(go)
+
+
+def test_session_that_waits_for_a_task_ends_with_its_configuration():
+    async def go():
+        async with Peer() as peer, Running(Mail(to(peer), session_keepalive=60)) as mail:
+            mail.send("a@far.example")
+            await mail.settled(1)
+            assert await mail.sessions.in_flight() == InFlight()
+            assert mail.sessions.generations() == {0}
+            reconfigured(mail.relays, to(peer))
+            async with asyncio.timeout(5):
+                while mail.sessions.generations() or mail.relays.generations():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert peer.sessions[0][-1] == "QUIT"
+
+    play(go)
+
+
+def test_task_of_a_session_that_failed_goes_by_the_new_configuration():
+    async def go():
+        it = Ordering(SMART)
+        async with Running(it.mail):
+            it.mail.send("a@far.example")
+            (old,) = await it.ordered(1)
+            await it.relays.next_task(old.session, 0)
+            reconfigured(it.relays, Relay(name="out", host="smtp+notls://127.0.0.1:26"))
+            await it.relays.session_event(SessionEvent(session=old.session, state="closed", unused=True))
+            assert (await it.ordered(2))[1].port == 26
+            assert it.relays.generations() == {2}
+
+    play(go)
+
+
+def test_tasks_whose_action_is_gone_are_put_off():
+    async def go():
+        it = Ordering(SMART, max_conn_per_host=0)
+        async with Running(it.mail):
+            it.mail.send("a@far.example")
+            reconfigured(it.relays)
+            assert await it.mail.settled(1) == [("tempfail", 'No relay action "out"')]
+
+    play(go)
+
+
+def test_smarthost_that_was_asked_for_before_is_asked_for_again():
+    async def go():
+        it = Ordering(Relay(name="out", domain="d"))
+        async with Running(it.mail):
+            it.mail.lookup.tables["d"] = {"far.example": "smtp://127.0.0.1:2525"}
+            it.mail.send("a@far.example")
+            reconfigured(it.relays, Relay(name="out", host="smtp+notls://127.0.0.1:26"))
+            assert [order.port for order in await it.ordered(1)] == [26]
+            assert it.relays.generations() == {2}
+
+    play(go)
+
+
+def test_route_that_is_paused_stays_so():
+    async def go():
+        it = Ordering(SMART)
+        async with Running(it.mail):
+            it.relays.pause_route("", "127.0.0.1", True)
+            reconfigured(it.relays, SMART)
+            assert it.relays.show_paused() == [" -> 127.0.0.1"]
+            it.mail.send("a@far.example")
+            assert (await it.mail.settled(1))[0][0] == "tempfail"
 
     play(go)
 

@@ -23,8 +23,15 @@ def program(name: str) -> str:
 
 def opensmtpd() -> None:
     """Skip where OpenSMTPD was not unpacked."""
-    if not Path(os.environ.get("PILLARBOX_HOME", "/nonexistent"), "opensmtpd/usr/sbin/smtpd").exists():
+    opensmtpd_program("smtpd")
+
+
+def opensmtpd_program(name: str) -> str:
+    """The path of a program of OpenSMTPD; skips where it was not unpacked."""
+    path = Path(os.environ.get("PILLARBOX_HOME", "/nonexistent"), "opensmtpd/usr/sbin", name)
+    if not path.exists():
         pytest.skip("OpenSMTPD is not unpacked (tools/setup peers, as root)")
+    return str(path)
 
 
 def exim(folder: Path, port: int) -> list[str]:

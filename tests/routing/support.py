@@ -4,7 +4,8 @@ import asyncio
 import io
 
 from pillarbox.conf.model import Config, Criterion, Local, Relay, Rule, SmtpOptions, Srs, Table, TableKind
-from pillarbox.errors import PermFail
+from pillarbox.daemon.plans import Plans
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope
 from pillarbox.roles.lookup import Client, Recipient
@@ -81,6 +82,9 @@ class Parent:
             raise PermFail("no such file")
         return self.tables[name]
 
+    async def read_database(self, path, offset):
+        raise TempFail(f"{path}: not there for the parent either")
+
     async def stop(self):
         raise AssertionError("lookup stops nobody")
 
@@ -108,6 +112,7 @@ def make_lookup(config=None, *, parent=None, stream=None, now=lambda: NOW):
         now=now,
         local_addresses=lambda: frozenset({"127.0.0.1", "::1", "192.0.2.25"}),
         libexec="/libexec",
+        plans=Plans(libexec="/libexec", now=now),
     )
 
 

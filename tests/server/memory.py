@@ -24,7 +24,7 @@ class MemoryLookup:
         self.fail = False
         self.gate: asyncio.Event | None = None
         self.names = {"127.0.0.1": "localhost"}
-        self.host_names: dict[str, str] = {}
+        self.host_names: dict[str, str | TempFail] = {}
         self._next = 0
 
     async def expand(self, recipient: Recipient) -> Expansion:
@@ -63,7 +63,10 @@ class MemoryLookup:
         return sender.lower() == f"{user}@example.org"
 
     async def host_name(self, generation: int, table: str, address: str) -> str:
-        return self.host_names.get(address, "")
+        name = self.host_names.get(address, "")
+        if isinstance(name, TempFail):
+            raise name
+        return name
 
 
 class MemoryQueue:
@@ -157,6 +160,15 @@ class World:
         """Lines without the session id."""
         return [line.partition(" ")[2] for line in self._log.getvalue().splitlines()]
 
+    def configure(self, config: Config, *, listening: dict[str, int] | None = None) -> None:
+        """Serve this configuration from now on, its listener 1 at the door unless said otherwise."""
+        self.server.configure(
+            config,
+            {},
+            listening={"door": 1} if listening is None else listening,
+            local_addresses=frozenset(("127.0.0.1",)),
+        )
+
     async def connect(self) -> Dialogue:
         return Dialogue(*await asyncio.open_connection("127.0.0.1", self.port))
 
@@ -195,7 +207,7 @@ async def world(
         auth_delay=lambda: 0.0,
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server.add_socket(1, listening)
+        server.add_socket("door", 1, listening)
         try:
             yield World(server, lookup, queue, text, listening.getsockname()[1])
         finally:

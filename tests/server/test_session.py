@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 
 import pytest
 
@@ -10,6 +11,7 @@ from pillarbox.conf.model import Config, Listener, SmtpOptions
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.mail.envelope import Notify
 from pillarbox.roles.queue import INLINE_BODY
+from pillarbox.server import session
 from pillarbox.server.commands import rcpt
 
 from .memory import World, world
@@ -361,6 +363,49 @@ def test_a_client_that_only_shuts_down_its_side_gets_its_answers():
     run(scenario)
 
 
+def test_a_client_that_is_still_sending_hears_why_it_was_refused():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"x" * 200_000)  # more than is read before the line is too long
+        assert await c.reply() == "500 5.0.0 Line too long"
+        c.writer.write(b"y" * 50_000)
+        await c.writer.drain()
+        assert await c.closed()  # the end of the stream, not a reset
+        c.writer.close()
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_refused_client_that_sends_on_and_on_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 3600.0)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"x" * 200_000)
+        assert await c.reply() == "500 5.0.0 Line too long"
+        with suppress(ConnectionError):
+            while w.server._sessions:
+                c.writer.write(b"y" * 50_000)
+                await c.writer.drain()
+                await asyncio.sleep(0)
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_refused_client_that_stays_is_closed_after_a_moment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 0.0)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"x" * 200_000)
+        assert await c.reply() == "500 5.0.0 Line too long"
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
 def test_the_banner_does_not_wait_for_the_reverse_name():
     async def scenario(w: World) -> None:
         gate = asyncio.Event()
@@ -394,11 +439,21 @@ def test_names_by_address_and_masked_sources():
     run(scenario, listener=Listener(id=1, hostname="mail.example.org", hostnames="n", mask_src=True, no_dsn=True))
 
 
+def test_a_table_of_names_that_does_not_answer_leaves_the_listeners_name() -> None:
+    async def scenario(w: World) -> None:
+        w.lookup.host_names["127.0.0.1"] = TempFail("table n does not answer")
+        dialogue = await w.connect()
+        assert await dialogue.reply() == "220 mail.example.org ESMTP Pillarbox"
+        assert (await dialogue.send("HELO client.example.net"))[:3] == "250"
+
+    run(scenario, listener=Listener(id=1, hostname="mail.example.org", hostnames="n"))
+
+
 def test_sessions_keep_the_configuration_that_they_began_with():
     async def scenario(w: World) -> None:
         before = await w.greeted()
         listener = Listener(id=1, hostname="new.example.org")
-        w.server.configure(Config(hostname="h", generation=7, listeners=(listener,)), {})
+        w.configure(Config(hostname="h", generation=7, listeners=(listener,)))
         after = await w.connect()
         assert await after.reply() == "220 new.example.org ESMTP Pillarbox"
         await after.send("EHLO x")
@@ -406,8 +461,6 @@ def test_sessions_keep_the_configuration_that_they_began_with():
             assert (await c.message())[:3] == "250"
         assert [request.generation for request in w.lookup.asked] == [0, 7]
         assert "by mail.example.org " in w.queue.text(0) and "by new.example.org " in w.queue.text(1)
-        w.server.configure(Config(hostname="h", generation=8), {})
-        assert await (await w.connect()).closed()
 
     run(scenario)
 

@@ -66,6 +66,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     deadline: float = 30.0  # seconds until it listens
     prefix: Sequence[str] = ()  # a program that starts it, e.g. under a limit
+    path: str = ""  # a folder to look for programs in, beside the usual ones
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,8 +98,15 @@ class Server:
         """Start it without waiting."""
         with self.log_path.open("ab") as log:
             self.launched_at = log.tell()
+            environ = {**os.environ, "PATH": f"{self.path}:{os.environ['PATH']}"} if self.path else None
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env=environ,
             )
 
     def wait_listening(self) -> bool:

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pillarbox.conf import model
-from pillarbox.errors import ConfigError, TempFail
+from pillarbox.errors import TempFail
 from pillarbox.roles.lookup import User
 from pillarbox.tables.passwd import PasswdTable, system_user
 from pillarbox.tables.services import Service, parse_address, parse_credentials, parse_source, parse_userinfo
-from pillarbox.tables.table import MemoryTable, lookup_user, open_table
+from pillarbox.tables.table import MemoryTable, lookup_user
 
 
 def memory(*entries):
@@ -84,16 +83,6 @@ def test_addresses():
     assert parse_address("localhost") is None
     with pytest.raises(TempFail):
         parse_source("localhost")
-
-
-def test_kinds_that_are_not_served_are_refused():
-    with pytest.raises(ConfigError, match="not supported"):
-        open_table(
-            model.Table(name="x", kind=model.TableKind.PROC),
-            delimiter="+",
-            executor=ThreadPoolExecutor(1),
-            on_bad_regex=lambda pattern, why: None,
-        )
 
 
 def test_system_users_are_found():

@@ -27,7 +27,10 @@ def run(arguments: list[str]) -> int:
     if options.check:
         from pillarbox.daemon.check import check_config  # noqa: PLC0415
 
-        return check_config(file, dict(options.macros))
+        status = check_config(file, dict(options.macros), show=sys.stdout if options.verbose else None)
+        if status:
+            _hint(file)
+        return status
     return _serve(options, file, places.server_state(options.state, environ=os.environ, uid=os.geteuid()))
 
 
@@ -40,6 +43,7 @@ def _serve(options: argparse.Namespace, file: str, state: str) -> int:
     settings = Settings(
         file=os.path.abspath(file),
         state=os.path.abspath(state),
+        directory=os.getcwd(),
         macros=dict(options.macros),
         foreground=options.foreground,
         debug=options.debug,
@@ -55,9 +59,26 @@ def _serve(options: argparse.Namespace, file: str, state: str) -> int:
         return launch.launch(config, settings, log)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        _hint(settings.file)
     except PillarboxError as error:
         print(f"smtpd: {error}", file=sys.stderr)
     return 1
+
+
+def _hint(file: str) -> None:
+    """What to do with a configuration that looks older than 6.4."""
+    from pillarbox.conf.legacy import is_legacy  # noqa: PLC0415 - only where something is wrong
+    from pillarbox.daemon.check import read_file  # noqa: PLC0415
+
+    try:
+        old = is_legacy(read_file(file))
+    except OSError:
+        return
+    if old:
+        print(
+            f"{file} looks older than OpenSMTPD 6.4: `smtpd-convert {file}` prints it in today's grammar",
+            file=sys.stderr,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,9 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"Pillarbox {__version__} (as OpenSMTPD {REFERENCE_VERSION})")
     add("-d", dest="debug", action="store_true", help="stay in the foreground and log to stderr")
     add("-F", dest="foreground", action="store_true", help="stay in the foreground and log to syslog")
-    add("-n", dest="check", action="store_true", help="check the configuration and end")
+    add(
+        "-n",
+        dest="check",
+        action="store_true",
+        help="check the configuration and end; with -v, print it in canonical form",
+    )
     add("-v", dest="verbose", action="count", default=0, help="log more")
-    add("-D", dest="macros", action="append", default=[], type=_macro, metavar="macro=value", help="define a macro")
+    add("-D", dest="macros", action="append", default=[], type=macro, metavar="macro=value", help="define a macro")
     add("-f", dest="file", metavar="file", help="the configuration")
     add("-P", dest="paused", action="append", default=[], choices=_PAUSABLE, help="start with a part paused")
     add("-T", dest="trace", action="append", default=[], metavar="trace", help="trace a subsystem (logs as -v)")
@@ -84,7 +110,8 @@ def _dispatchers() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
-def _macro(text: str) -> tuple[str, str]:
+def macro(text: str) -> tuple[str, str]:
+    """An argument of `-D`. Raises ArgumentTypeError."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not macro=value")

@@ -20,7 +20,7 @@ def build_listen_socket(draft: Draft, node: Node) -> None:
     fields = _options(draft, node)
     if any(listener.socket for listener in draft.listeners):
         raise Wrong(node, "socket listener already configured")
-    _add(draft, socket=True, **fields)
+    _add(draft, node, socket=True, **fields)
 
 
 def build_listen_on(draft: Draft, node: Node) -> None:
@@ -29,12 +29,13 @@ def build_listen_on(draft: Draft, node: Node) -> None:
     if not draft.failed:
         _check_tls(fields, node)
         _check_names(draft, fields, node)
-        listener = _add(draft, interface=word(node), **fields)
+        listener = _add(draft, node, interface=word(node), **fields)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
             raise Wrong(token(node), fault)
 
 
-def _add(draft: Draft, **fields: Any) -> Listener:
+def _add(draft: Draft, node: Node, **fields: Any) -> Listener:
+    draft.declare("listener", len(draft.listeners), node)
     listener = Listener(id=len(draft.listeners), line=draft.line, **fields)
     draft.listeners.append(listener)
     return listener

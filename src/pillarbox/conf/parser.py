@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lark import Lark, Token, Tree, UnexpectedToken
 from lark.lexer import Lexer as LarkLexer
 
-from pillarbox.conf.lexer import EOF, KEYWORDS, NL, NUMBER, OTHER, STRING, Lexer, LexError, Source
+from pillarbox.conf.lexer import EOF, KEYWORDS, NL, NUMBER, OTHER, STRING, Lexer, LexError, Skimmed, Source
 from pillarbox.conf.report import Report
 
 Node = Tree[Token]
@@ -93,16 +93,28 @@ class Parser:
             yield self._pushed.pop()
             yield Token.new_borrow_pos(NL, "\n", second)
             return
+        recent: list[str] = []  # the types of the last tokens within braces
         while True:
             token = self._next()
-            if token.type == NL and self._depth > 0:
-                while (following := self._next()).type == NL:
-                    pass
-                self._pushed.append(following)
+            if self._depth > 0 and token.type in _SEPARATORS and not self._pushed:
+                skimmed = self._skim(recent, token.type)
+                if skimmed:
+                    token = Skimmed(token, skimmed)
+                elif token.type == NL:
+                    while (following := self._next()).type == NL:
+                        pass
+                    self._pushed.append(following)
             self._depth += _BRACES.get(token.type, 0)
+            recent = [*recent[-2:], token.type]
             yield token
             if token.type == EOF or (token.type == NL and self._depth <= 0):
                 return
+
+    def _skim(self, recent: list[str], separator: str) -> list[str]:
+        """Elements that need not pass the parser: between two of their kind they change nothing in its state."""
+        if recent[-1:] != [STRING]:
+            return []
+        return self._lexer.skim(pairs=recent[-2:-1] in (["_EQ"], ["_ARROW"]), separator=separator)
 
     def _syntax_error(self, error: UnexpectedToken, first: Token, source: Source) -> None:
         token = error.token if error.token.type != "$END" else first
@@ -154,8 +166,9 @@ class Parser:
 
 
 _LINE_ENDS = {NL, EOF}
+_SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
-_STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue scheduler smtp srs table"
+_STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue report scheduler smtp srs table"
 _DIRECTIVES = {KEYWORDS[word] for word in _STATEMENTS.split()}
 _WORDS = {terminal: word for word, terminal in KEYWORDS.items()}
 _MARKS = {"_LBRACE": "{", "_RBRACE": "}", "_LT": "<", "_GT": ">", "_COMMA": ",", "_BANG": "!", "_EQ": "="}

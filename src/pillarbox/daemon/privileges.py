@@ -21,6 +21,8 @@ ROLE_USERS = {
     "queue": ("_smtpq", 65103),
     "control": ("_smtpc", 65104),
 }
+# Whom programs that are not ours run as: those of tables.
+PROGRAM_USER = ("_smtpd", 65105)
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -38,6 +40,17 @@ def role_accounts(log: Log) -> dict[str, Account]:
     if missing:
         log.info(f"info: no such users, their roles run under spare ids: {', '.join(missing)}")
     return accounts
+
+
+def program_account(log: Log) -> Account:
+    """Whom programs that are not ours run as: `_smtpd`, else a spare id of its own (said in the log).
+
+    Raises PillarboxError where that id is somebody's. It may ask a name service.
+    """
+    account = _account(*PROGRAM_USER)
+    if not _exists(account.name):
+        log.info(f"info: no user {account.name}: programs of tables run under the spare id {account.uid}")
+    return account
 
 
 def _exists(name: str) -> bool:

@@ -2,100 +2,94 @@
 
 Each is done in a forked child that gives up root first (or, for passwords, does nothing else) and has a deadline
 (`hanging`), so that a home on a dead file server or a hanging name service delays one lookup and nothing more. What
-control changes while the server runs is kept here, for roles that are started again.
+control changes while the server runs is kept here, for roles that are started again; a reload does not touch it.
 """
 
 import asyncio
 import ctypes
-import errno
 import hmac
 import os
 import pwd
-import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
-import msgspec
-
+from pillarbox.conf.format import format_config
 from pillarbox.conf.model import Config, TableKind
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
+from pillarbox.daemon.forwards import Forwards
+from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.hanging import Hanging
-from pillarbox.errors import PermFail, TempFail
+from pillarbox.errors import TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import DatabasePart, Reloaded
+from pillarbox.tables.database import DatabaseError
+from pillarbox.tables.db import open_regular, stamp
 
-_FORWARD_MAX = 64 * 1024
+_PART = 1 << 20  # bytes of a database at a time
+_CONFIG_PIECE = 64 * 1024  # characters
 
-_FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
+_YES, _NO = b"+", b"-"
 
 
 class ParentSystem:
-    """Implements `roles.parent.System`. `as_root`: children become the user; otherwise they stay who we are.
+    """Implements `roles.parent.System`. `as_root`: see `forwards`.
 
-    `paused` ("mda", "mta", "smtp"), `blocked` (source, destination) and `current` tell what to start a role with.
+    `paused` ("mda", "mta", "smtp") and `blocked` (source, destination) tell what to start a role with.
     """
 
     def __init__(
         self,
         *,
-        config: Config,
+        generations: Generations,
         as_root: bool,
         on_stop: Callable[[], None],
+        on_reload: Callable[[], Awaitable[Reloaded]],
         log: Log,
         paused: Iterable[str] = (),
     ) -> None:
-        self._config = config
-        self._as_root = as_root
+        self._generations = generations
         self._on_stop = on_stop
+        self._on_reload = on_reload
         self._log = log
         self._hanging = Hanging(log)
-        self._tables: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._forwards = Forwards(as_root=as_root, hanging=self._hanging, log=log)
+        self._written: tuple[Config, str] | None = None
         self.paused = set(paused)
         self.blocked: set[tuple[str, str]] = set()
 
-    def current(self, config: Config) -> Config:
-        """The configuration with its file tables as they were read last."""
-        tables = {n: msgspec.structs.replace(config.tables[n], entries=e) for n, e in self._tables.items()}
-        return msgspec.structs.replace(config, tables=config.tables | tables) if tables else config
-
     async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
         """See `System.read_forward`."""
-
-        def read() -> bytes:
-            if self._as_root:
-                _become(user, uid, gid)
-            return _read_forward(home, uid)
-
-        what, place = f".forward of {user}", os.path.dirname(home)
-        if not self._as_root:
-            answer = await self._hanging.in_thread(lambda: _read_forward(home, uid), place, what)
-        else:
-            # A plain stat answers for most users: without the file nothing needs to be forked. What follows is safe
-            # whatever the answer was, for the child opens the file again as its owner.
-            if await self._hanging.in_thread(lambda: _presence(home), place, what) == _ABSENT:
-                return None
-            answer = await self._hanging.in_child(read, place, what)
-        if answer[:1] == _INSECURE:
-            self._log.warn(f"smtpd: {os.path.join(home, '.forward')}: insecure file: {answer[1:].decode()}")
-            raise PermFail(f".forward of {user}: {answer[1:].decode()}")
-        if answer[:1] == _UNREADABLE:
-            raise TempFail(f".forward of {user}: {answer[1:].decode(errors='replace')}")
-        return answer[1:] if answer[:1] == _FOUND else None
+        return await self._forwards.read(user, uid, gid, home)
 
     async def check_password(self, user: str, password: str) -> bool:
         """See `System.check_password`: shadow where it is ours to read; locked and expired accounts are refused."""
         answer = await self._hanging.in_child(
-            lambda: _FOUND if _password_matches(user, password) else _ABSENT, "the user database", "login"
+            lambda: _YES if _password_matches(user, password) else _NO, "the user database", "login"
         )
-        return answer == _FOUND
+        return answer == _YES
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
         """See `System.read_table`; only file tables of the running configuration."""
-        table = self._config.tables.get(name)
+        table = self._generations.current.config.tables.get(name)
         if table is None or table.kind is not TableKind.FILE:
             raise TempFail(f"table {name}: not a file table of this configuration")
-        entries = self._tables[name] = await asyncio.to_thread(_read_table, table.config)
+        entries = await asyncio.to_thread(_read_table, table.config)
+        self._generations.update_table(name, table.config, entries)
         return entries
+
+    async def read_database(self, path: str, offset: int) -> DatabasePart:
+        """See `System.read_database`; only files of db tables of configurations that live."""
+        if not self._generations.reads_database(path):
+            raise TempFail(f"{path}: not a db table of this configuration")
+        return await asyncio.to_thread(_read_part, path, offset)
+
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """See `System.configuration`; what is asked for again is not written again."""
+        config = self._generations.current.config
+        if self._written is None or self._written[0] is not config:
+            self._written = config, await asyncio.to_thread(format_config, config)
+        return config.generation, self._written[1][offset : offset + _CONFIG_PIECE]
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
         """See `System.remember_pause`."""
@@ -109,6 +103,10 @@ class ParentSystem:
         """See `System.stop`."""
         self._on_stop()
 
+    async def reload(self) -> Reloaded:
+        """See `System.reload`."""
+        return await self._on_reload()
+
     async def log_level(self, verbose: bool) -> None:
         """See `System.log_level`."""
         self._log.verbose = verbose
@@ -121,54 +119,17 @@ def _read_table(path: str) -> tuple[tuple[str, str], ...]:
         raise TempFail(f"{path}: {error}") from error
 
 
-def _presence(home: str) -> bytes:
-    """Whether there may be a `.forward`."""
+def _read_part(path: str, offset: int) -> DatabasePart:
     try:
-        os.lstat(os.path.join(home, ".forward"))
-    except FileNotFoundError:
-        return _ABSENT
-    except OSError:
-        pass  # not for root to see, perhaps: its owner will say
-    return _FOUND
-
-
-def _become(user: str, uid: int, gid: int) -> None:
-    if uid == 0:
-        return  # root's own file is read as root; what it asks for is never run as root (mda/forker)
-    os.initgroups(user, gid)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-
-
-def _read_forward(home: str, uid: int) -> bytes:
-    """`+content`; `-`: there is none; `?reason`: it cannot be told now; `!reason`: it may not be used."""
-    try:
-        fd = os.open(os.path.join(home, ".forward"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return _ABSENT
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return _INSECURE + b"a symbolic link"
-        return _UNREADABLE + str(error.strerror).encode()
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            return _INSECURE + b"not a regular file"
-        if found.st_uid not in (uid, 0):
-            return _INSECURE + b"owned by somebody else"
-        above = os.stat(home)
-        if (found.st_mode | above.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
-            return _INSECURE + b"it or its directory is writable by others"
-        if above.st_uid not in (uid, 0):
-            return _INSECURE + b"in a directory of somebody else"
-        content = b""
-        while len(content) <= _FORWARD_MAX and (part := os.read(fd, 65536)):
-            content += part
-        if len(content) > _FORWARD_MAX:
-            return _INSECURE + b"larger than 64 KB"
-        return _FOUND + content
-    finally:
-        os.close(fd)
+        descriptor, _ = open_regular(path)
+        try:
+            data = os.pread(descriptor, _PART, offset)
+            # Only now: what changed while it was read shows.
+            return DatabasePart(stamp(os.fstat(descriptor)), data)
+        finally:
+            os.close(descriptor)
+    except (OSError, DatabaseError) as error:
+        raise TempFail(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _password_matches(user: str, password: str) -> bool:

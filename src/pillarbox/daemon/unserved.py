@@ -7,10 +7,8 @@ What is merely missing (compression) is no reason to stay down.
 
 from collections.abc import Iterator
 
-from pillarbox.conf.model import Config, Relay, TableKind
+from pillarbox.conf.model import Config, Relay
 from pillarbox.errors import ConfigError, Problem
-
-_SERVED_TABLES = (TableKind.STATIC, TableKind.FILE, TableKind.GETPWNAM)
 
 
 def refuse_unserved(config: Config) -> None:
@@ -29,9 +27,8 @@ def _problems(config: Config) -> Iterator[Problem]:
     for action in config.actions.values():
         if isinstance(action, Relay) and action.filter:
             yield _problem(config, f'the filter of action "{action.name}"', action.line)
-    for table in config.tables.values():
-        if table.kind not in _SERVED_TABLES:
-            yield _problem(config, f'the backend of table "{table.name}"', 0)
+    for report in config.reports:
+        yield _problem(config, f"report {report.direction}", report.line)
     if config.queue.encryption or config.queue.encryption_ask:
         yield _problem(config, "queue encryption", 0)
 

@@ -13,7 +13,7 @@ from pillarbox.daemon.ipc import Interface
 from pillarbox.roles.delivery import Agent, Outgoing, Relays
 from pillarbox.roles.dispatcher import Incoming
 from pillarbox.roles.lookup import Lookup
-from pillarbox.roles.parent import System
+from pillarbox.roles.parent import Programs, System
 from pillarbox.roles.queue import Queue
 
 DISPATCHER, LOOKUP, QUEUE, CONTROL, PARENT = "dispatcher", "lookup", "queue", "control", "parent"
@@ -25,6 +25,8 @@ DEADLINES = {
     "incoming.submit_write": 330.0,
     "lookup.exchangers": 120.0,
     "lookup.expand": 120.0,
+    "lookup.explain": 120.0,
+    "system.reload": 110.0,  # reload.READING + bind's patience + reload.PREPARING + reload.COMMITTING, and one before
 }
 
 INTERFACE = Interface(
@@ -35,6 +37,7 @@ INTERFACE = Interface(
         "outgoing": Outgoing,
         "agent": Agent,
         "system": System,
+        "programs": Programs,
         "incoming": Incoming,
     },
     DEADLINES,
@@ -71,7 +74,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (QUEUE, DISPATCHER): {"outgoing": ALL},
     (QUEUE, PARENT): {"agent": ALL},
     (PARENT, QUEUE): {"queue": ("read", "settle")},
-    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table")},
+    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table", "read_database"), "programs": ALL},
     (CONTROL, QUEUE): {
         "queue": (
             "read",
@@ -90,8 +93,8 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         )
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
-    (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level")},
-    (CONTROL, PARENT): {"system": ("stop", "log_level", "remember_pause", "remember_route")},
+    (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level", "explain")},
+    (CONTROL, PARENT): {"system": ("stop", "reload", "log_level", "remember_pause", "remember_route", "configuration")},
 }
 
 Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]

@@ -29,6 +29,7 @@ import dns.rdtypes.ANY.MX
 import dns.rdtypes.ANY.OPT
 import dns.rdtypes.ANY.PTR
 import dns.rdtypes.ANY.SOA
+import dns.rdtypes.ANY.TXT
 import dns.rdtypes.IN.A
 import dns.rdtypes.IN.AAAA
 
@@ -52,6 +53,10 @@ _PROBE = 60.0  # seconds that we remember whether there is a way into IPv6
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 Nameserver = tuple[str, int]
+
+
+class Refused(TempFail):
+    """Every server that answers refuses to answer about this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,18 @@ class Resolver:
         except (TimeoutError, PillarboxError):
             pass
         return ""
+
+    async def records(self, name: str, record_type: str) -> tuple[str, ...]:
+        """The records of a name as text, those of MX as names, the best preference first; none where there is none.
+
+        TempFail: no answer; PermFail: the name is impossible.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER):
+                answer = await self._ask(name, record_type)
+        except TimeoutError as error:
+            raise TempFail("no answer in time") from error
+        return tuple(n for _, n in sorted(answer.exchangers) if n) if record_type == "MX" else answer.records
 
     async def _confirming(self, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[str]:
         known = self._hosts.addresses(name)
@@ -227,6 +244,7 @@ class Resolver:
         except (dns.exception.DNSException, UnicodeError) as error:
             raise PermFail("Invalid domain name") from error
         question.flags |= dns.flags.AD  # RFC 6840 §5.7: tell us if you validated it
+        refused = False
         for timeout in _ROUNDS:
             for address, port in self._nameservers:
                 try:
@@ -235,7 +253,8 @@ class Resolver:
                     continue
                 if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN, dns.rcode.NOTIMP):
                     return _read(response, record_type)
-        raise TempFail("Temporary failure in MX lookup")
+                refused = response.rcode() == dns.rcode.REFUSED
+        raise (Refused if refused else TempFail)("Temporary failure in MX lookup")
 
 
 async def _exchange(question: dns.message.Message, address: str, port: int, timeout: float) -> dns.message.Message:
@@ -271,6 +290,9 @@ def _read(response: dns.message.Message, record_type: str) -> tuple[_Answer, flo
         exchangers = tuple((r.preference, r.exchange.to_text(omit_final_dot=True)) for r in records)
         exchangers = tuple((p, "" if n == "." else n) for p, n in exchangers)
         return _Answer(exists=True, exchangers=exchangers, secure=secure), ttl
+    if record_type == "TXT":
+        texts = tuple(b"".join(r.strings).decode("latin-1") for r in records)  # RFC 7208 §3.3: strings make one
+        return _Answer(exists=True, records=texts, secure=secure), ttl
     return _Answer(exists=True, records=tuple(r.to_text().rstrip(".") for r in records), secure=secure), ttl
 
 

@@ -10,6 +10,7 @@ import unicodedata
 import idna
 
 _DOMAIN_MAX = 255
+_ACE = "xn--"  # how a label begins that stands for one in Unicode
 _ESCAPED = re.compile(r"\\x\{([0-9A-Fa-f]{2,6})\}")
 
 
@@ -44,6 +45,24 @@ def fold_address(address: str) -> str:
         return address.lower()
     user, at, domain = address.rpartition("@")
     return f"{fold_local(user)}@{fold_domain(domain)}" if at else fold_local(domain)
+
+
+def address_forms(address: str) -> list[str]:
+    """How an address or a domain may be written where keys cannot be folded: as it is, in ASCII, in Unicode."""
+    lowered = address.lower()
+    if lowered.isascii() and _ACE not in lowered:
+        return [lowered]
+    user, at, domain = address.rpartition("@")
+    forms = (lowered, f"{fold_local(user)}{at}{fold_domain(domain)}", f"{fold_local(user)}{at}{_to_unicode(domain)}")
+    return list(dict.fromkeys(forms))
+
+
+def _to_unicode(domain: str) -> str:
+    try:
+        labels = fold_domain(domain).split(".")
+        return ".".join(idna.ulabel(label) if label.startswith(_ACE) else label for label in labels)
+    except ValueError:
+        return domain.lower()
 
 
 def ascii_address(address: str) -> str | None:

@@ -1,6 +1,27 @@
-"""System: what needs the parent's rights. Implemented by `daemon/system`; control asks it to stop."""
+"""What needs the parent's rights: `System` (`daemon/system`) and `Programs` (`daemon/tableprograms`)."""
 
 from typing import Protocol
+
+import msgspec
+
+Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in ns: tells two states of a file apart
+
+
+class DatabasePart(msgspec.Struct, frozen=True):
+    """Some of a file, b"" behind its end."""
+
+    stamp: Stamp
+    data: bytes
+
+
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What became of a reload. `problems`: why nothing has changed; `notes`: what to know although it has.
+
+    Each is a text for a person, those about a file with `file:line: ` before it.
+    """
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class System(Protocol):
@@ -23,8 +44,23 @@ class System(Protocol):
         """The entries of a file table, read again."""
         ...
 
+    async def read_database(self, path: str, offset: int) -> DatabasePart:
+        """A part of the file of a `db:` table that lookup itself may not read."""
+        ...
+
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """The generation that new sessions use, and its canonical text from a character on: a piece, "" at the end.
+
+        Secrets are in it.
+        """
+        ...
+
     async def stop(self) -> None:
         """`smtpctl stop`: end as on SIGTERM."""
+        ...
+
+    async def reload(self) -> Reloaded:
+        """`smtpctl reload`: read the configuration again, and use it in all roles or in none. One at a time."""
         ...
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
@@ -37,4 +73,20 @@ class System(Protocol):
 
     async def log_level(self, verbose: bool) -> None:
         """`smtpctl log verbose|brief`."""
+        ...
+
+
+class Programs(Protocol):
+    """Called by lookup: the programs of tables, which run as a user without rights, never within a role."""
+
+    async def start_table(self, generation: int, table: str, token: int) -> None:
+        """Start the program of a table of a generation; the one that ran for it is ended before.
+
+        Its standard input and output, a socket, travel over the channel under `token`, which the caller chose.
+        TempFail: it cannot be started, the text says why.
+        """
+        ...
+
+    async def stop_table(self, generation: int, table: str) -> None:
+        """End the program of a table and all it has started, soon, whatever it does."""
         ...

@@ -3,6 +3,9 @@
 Configurations are kept by generation: each question names the one that its session or envelope goes by, so that a
 reload never changes the rules under a running session. What a question may wait for (the parent, a name service, a
 hash) is waited for with a deadline; all else is answered from memory without suspending.
+
+The tables of a generation live as long as it does: `add_config` makes them, `open` opens them (at once for what is
+added later), `drop_config` and `close_tables` close them.
 """
 
 import asyncio
@@ -14,18 +17,23 @@ from typing import Protocol
 
 from pillarbox.conf import model
 from pillarbox.conf.model import AUTH_SYSTEM, Config
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
 from pillarbox.mail.seal import seal
+from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.lookup import Expansion, MxHost, Recipient, User
 from pillarbox.roles.parent import System
 from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.auth import Passwords
-from pillarbox.routing.expand import TEMPORARY, Expander
+from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
+from pillarbox.routing.explain import Explainer
+from pillarbox.routing.planning import Plans
 from pillarbox.routing.ruleset import Ruleset
+from pillarbox.tables.db import DbTable
 from pillarbox.tables.matchers import MailaddrMatcher
-from pillarbox.tables.services import Service, parse_credentials, parse_source
+from pillarbox.tables.program import Program, ProgramTable, no_program
+from pillarbox.tables.services import Service, bracketed, parse_credentials, parse_source
 from pillarbox.tables.table import MemoryTable, Table, lookup_user, open_table
 
 GETPWNAM = "<getpwnam>"
@@ -63,6 +71,7 @@ class Lookup:
 
     `local_addresses()`: the addresses of this machine now, without brackets. `libexec`: the folder of
     `mail.mboxfile`, for files named by aliases. `alias_user`: whom commands and files of aliases run as.
+    `program_of`: the program that answers for a table, by generation and the table's name. `plans`: for `explain`.
     """
 
     def __init__(
@@ -77,7 +86,10 @@ class Lookup:
         local_addresses: Callable[[], Set[str]],
         libexec: str,
         alias_user: str = "_smtpd",
+        plans: Plans | None = None,
+        program_of: Callable[[int, str], Program] = no_program,
     ) -> None:
+        self._plans = plans
         self._system = system
         self._resolver = resolver
         self._seal_key = seal_key
@@ -86,9 +98,12 @@ class Lookup:
         self._local_addresses = local_addresses
         self._libexec = libexec
         self._alias_user = alias_user
+        self._program_of = program_of
+        self._opened = False
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._passwords = Passwords()
         self._generations: dict[int, _Generation] = {}
+        self._current = config.generation
         self._no_forward: dict[User, float] = {}  # since when we know
         self.add_config(config)
 
@@ -101,10 +116,28 @@ class Lookup:
             system_users = model.Table(name=GETPWNAM, kind=model.TableKind.GETPWNAM)
             tables[GETPWNAM] = self._open_table(config, system_users)
         self._generations[config.generation] = self._compile(config, tables)
+        if self._opened:
+            _open_all(tables)
 
-    def drop_config(self, generation: int) -> None:
-        """Forget a configuration; questions about it are TempFails afterwards."""
-        self._generations.pop(generation, None)
+    def open(self) -> None:
+        """Open the tables: there is somebody now to start their programs."""
+        self._opened = True
+        for generation in self._generations.values():
+            _open_all(generation.tables)
+
+    async def drop_config(self, generation: int) -> None:
+        """Forget a configuration and close its tables; questions about it are TempFails afterwards."""
+        dropped = self._generations.pop(generation, None)
+        if dropped is not None:
+            await asyncio.gather(*(table.close() for table in dropped.tables.values()))
+
+    async def close_tables(self) -> None:
+        """Forget all configurations: nothing will be asked any more."""
+        await asyncio.gather(*(self.drop_config(generation) for generation in list(self._generations)))
+
+    def use_config(self, generation: int, resolver: Resolver) -> None:
+        """This is the one of today: DNS is asked, and files are read anew, as it says."""
+        self._current, self._resolver = generation, resolver
 
     def close(self) -> None:
         """Stop the threads; what waits for them is cancelled."""
@@ -117,6 +150,10 @@ class Lookup:
             delimiter=config.smtp.sub_addr_delim[:1],
             executor=self._names,
             on_bad_regex=lambda pattern, reason: self._bad_regex(table.name, pattern, reason),
+            read_by_parent=self._system.read_database,
+            program=lambda name: ProgramTable(
+                name=name, program=self._program_of(config.generation, name), log=self._log, now=self._now
+            ),
         )
 
     def _compile(self, config: Config, tables: dict[str, Table]) -> _Generation:
@@ -164,9 +201,7 @@ class Lookup:
         if isinstance(outcome, list):
             return Expansion(envelopes=tuple(self._seal(envelope) for envelope in outcome))
         code, words = outcome
-        user, _, domain = recipient.rcpt.rpartition("@")
-        shown = "" if not user and domain and "@" in recipient.rcpt else recipient.rcpt.removesuffix("@")
-        return Expansion(code=code, text=f"{words}: <{shown}>")
+        return Expansion(code=code, text=refusal_text(recipient.rcpt, words))
 
     def _seal(self, envelope: Envelope) -> Sealed:
         data = encode_envelope(envelope)
@@ -201,10 +236,12 @@ class Lookup:
         if table == AUTH_SYSTEM:
             return await self._check_system_password(user, password)
         known = self._table(generation, table)
+        if isinstance(known, ProgramTable) and await known.registers(Service.AUTH):
+            # The program takes what is before the first colon for the user: nobody shall be somebody else to it.
+            return ":" not in user and await known.match(Service.AUTH, f"{user.lower()}:{password}")
         value = await known.lookup(Service.CREDENTIALS, user)
         stored = None if value is None else parse_credentials(user, value)[1]
-        decoy = known.any_value() if isinstance(known, MemoryTable) else ""
-        return await self._passwords.check(password, stored, decoy=decoy)
+        return await self._passwords.check(password, stored, decoy=await _any_value(known))
 
     async def _check_system_password(self, user: str, password: str) -> bool:
         try:
@@ -230,7 +267,7 @@ class Lookup:
 
     async def host_name(self, generation: int, table: str, address: str) -> str:
         """addrname service."""
-        return await self._table(generation, table).lookup(Service.ADDRNAME, address) or ""
+        return await self._table(generation, table).lookup(Service.ADDRNAME, bracketed(address)) or ""
 
     async def credentials(self, generation: int, table: str, label: str) -> tuple[str, str] | None:
         """credentials service for a relay."""
@@ -249,6 +286,8 @@ class Lookup:
         found = self._table(generation, table)
         if isinstance(found, MemoryTable):
             return [parse_source(key) for key in found.all_keys()]
+        if isinstance(found, DbTable):
+            return [parse_source(key) for key in await found.all_keys()]
         address = await found.fetch(Service.SOURCE)
         return [] if address is None else [parse_source(address)]
 
@@ -268,31 +307,61 @@ class Lookup:
         """`smtpctl log verbose|brief`."""
         self._log.verbose = verbose
 
+    async def explain(self, question: Question) -> Explanation:
+        """What would become of a recipient now, by the newest configuration; see `roles.lookup.Lookup`."""
+        if self._plans is None:
+            raise PermFail("this server was built without what explains")
+        generation = self._generations[max(self._generations)]
+        return await Explainer(
+            config=generation.config,
+            tables=generation.tables,
+            expander=generation.expander,
+            lookup=self,
+            plans=self._plans,
+            local_addresses=self._local_addresses,
+            served=self._opened,
+        ).explain(question)
+
     async def update_table(self, name: str) -> bool:
-        """Read a file table again, in every generation that has it; what cannot be read leaves the old content."""
+        """Have a table read again, in every generation that has it; what cannot be read leaves the old content."""
         holders = [g for g in self._generations.values() if name in g.config.tables]
         if not holders:
             self._log.warn(f'Lookup table not found: "{name}"')
             return False
-        if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
-            try:
+        try:
+            if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
                 entries = await self._system.read_table(name)
-            except PillarboxError as error:
-                self._log.info(f'info: Failed to update table "{name}"')
-                self._log.warn(f"table {name}: {error}")
-                return False
-            for number in list(self._generations):
-                self._replace_entries(number, name, entries)
+                path = self._generations[self._current].config.tables[name].config  # what the parent has read
+                for number in list(self._generations):
+                    self._replace_entries(number, name, path, entries)
+            await asyncio.gather(*(holder.tables[name].update() for holder in holders))
+        except PillarboxError as error:
+            self._log.info(f'info: Failed to update table "{name}"')
+            self._log.warn(f"table {name}: {error}")
+            return False
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
-    def _replace_entries(self, number: int, name: str, entries: tuple[tuple[str, str], ...]) -> None:
+    def _replace_entries(self, number: int, name: str, path: str, entries: tuple[tuple[str, str], ...]) -> None:
+        """In the configurations that have this file under this name; another may mean another file by it."""
         generation = self._generations[number]
         table = generation.config.tables.get(name)
-        if table is None or table.kind is not model.TableKind.FILE:
+        if table is None or (table.kind, table.config) != (model.TableKind.FILE, path):
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
+
+
+async def _any_value(table: Table) -> str:
+    """A value of the table: what the hash of a user who is not in it is compared with."""
+    if isinstance(table, DbTable):
+        return await table.any_value()
+    return table.any_value() if isinstance(table, MemoryTable) else ""
+
+
+def _open_all(tables: dict[str, Table]) -> None:
+    for table in tables.values():
+        table.open()
 
 
 def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> model.Table:

@@ -3,9 +3,14 @@
 Each criterion is a column over all rules: it answers with an integer that has a bit for every rule it lets pass.
 What passes all columns is their intersection, and the lowest bit left is the first rule. So a decision costs a lookup
 a criterion, not a rule, whatever the number of rules (`tables/matchers` holds the entries of all tables of a column).
+
+Tables that are not in memory (programs, databases) have no column: what asks one passes at first, and is asked only
+when its rule is the next that everything in memory lets pass. So a decision waits for no table that does not matter
+to it, and asks each at most once for one key.
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -13,7 +18,7 @@ from pillarbox.conf.model import Config, Criterion, Rule
 from pillarbox.errors import ConfigError, Problem
 from pillarbox.mail.idn import fold_domain
 from pillarbox.tables.matchers import Matcher, Source, build_matcher
-from pillarbox.tables.services import Service, parse_address
+from pillarbox.tables.services import Service, bracketed, parse_address
 from pillarbox.tables.table import MemoryTable, Table
 
 NO_NAME = ("", "<unknown>")  # the reverse name of a client that has none
@@ -39,8 +44,41 @@ class Subject(msgspec.Struct, kw_only=True):
     username: str = ""
 
 
+class Question(NamedTuple):
+    """What a criterion asks of its table."""
+
+    table: str
+    service: Service
+    key: str
+
+
+Asked = tuple[str, Criterion]  # the place of a criterion in its rule, and the criterion, which has a table
+
+# In the order of the reference; a rule that fails early is not asked about the rest.
+_PLACES = ("tag", "source", "dest", "helo", "auth", "mail_from", "rcpt_to")
+_SERVICES = {
+    "tag": Service.STRING,
+    "src": Service.NETADDR,
+    "rdns": Service.NETADDR,
+    "domain": Service.DOMAIN,
+    "helo": Service.DOMAIN,
+    "auth": Service.STRING,
+    "mail_from": Service.MAILADDR,
+    "rcpt-to": Service.MAILADDR,
+    "rcpt_to": Service.MAILADDR,
+}
+
+
+class Decider(Protocol):
+    """What an expansion needs of the rules."""
+
+    async def decide(self, subject: Subject) -> Rule | None:
+        """The first rule that matches, None where none does. May raise TempFail."""
+        ...
+
+
 class Ruleset:
-    """The rules of one configuration, compiled; raises ConfigError on a table that cannot be used here."""
+    """The rules of one configuration, compiled; raises ConfigError on a table that does not exist."""
 
     def __init__(
         self,
@@ -54,8 +92,11 @@ class Ruleset:
         self._all = (1 << len(config.rules)) - 1
         self._hostname = config.hostname.lower()
         self._local_addresses = local_addresses
+        self._tables = tables
+        asked = [list(_asked(rule, tables)) for rule in config.rules]
+        self._asked = {index: criteria for index, criteria in enumerate(asked) if criteria}
         columns = _Columns(tables, config.smtp.sub_addr_delim[:1], on_bad_regex)
-        rules = config.rules
+        rules = [_without(rule, a) if a else rule for rule, a in zip(config.rules, asked, strict=True)]
         self._tag = columns.build([r.tag for r in rules], Service.STRING)
         self._source = _Source(columns, [r.source for r in rules])
         self._dest = _Dest(columns, [r.dest for r in rules])
@@ -65,8 +106,22 @@ class Ruleset:
         self._mail_from = columns.build([r.mail_from for r in rules], Service.MAILADDR)
         self._rcpt_to = columns.build([r.rcpt_to for r in rules], Service.MAILADDR)
 
-    def decide(self, subject: Subject) -> Rule | None:
-        """The first rule that matches, None where none does (which refuses the recipient)."""
+    async def decide(self, subject: Subject) -> Rule | None:
+        """The first rule that matches, None where none does (which refuses the recipient).
+
+        Suspends, and may raise TempFail, only where a table has to be asked that is not in memory.
+        """
+        passing = self._passing(subject)
+        answers: dict[Question, bool] = {}
+        while passing:
+            index = (passing & -passing).bit_length() - 1
+            if index not in self._asked or await self._all_hold(self._asked[index], subject, answers):
+                return self._rules[index]
+            passing &= passing - 1
+        return None
+
+    def _passing(self, subject: Subject) -> int:
+        """The rules that match by what is in memory."""
         passing = self._all & self._source.passing(subject, self._is_local)
         if passing:
             passing &= self._dest.passing(subject, self._is_local_domain)
@@ -79,11 +134,25 @@ class Ruleset:
         if passing and self._tls.used:
             passing &= self._tls.apply(self._tls.used if subject.tls else 0)
         if passing and self._mail_from.used:
-            # The null sender is the address "@", which no entry but "@" matches.
-            passing &= self._mail_from.passing(subject.sender or "@")
+            passing &= self._mail_from.passing(_sender(subject))
         if passing and self._rcpt_to.used:
             passing &= self._rcpt_to.passing(subject.dest)
-        return self._rules[(passing & -passing).bit_length() - 1] if passing else None
+        return passing
+
+    async def _all_hold(self, asked: list[Asked], subject: Subject, answers: dict[Question, bool]) -> bool:
+        """Ask the tables of a rule; `answers` are those of this decision so far."""
+        for place, criterion in asked:
+            if criterion.kind == "rdns" and not subject.internal and subject.hostname in NO_NAME:
+                return False  # never passes, not even negated
+            question = ask(place, criterion, subject)
+            found = False
+            if question is not None:
+                if question not in answers:
+                    answers[question] = await self._tables[question.table].match(question.service, question.key)
+                found = answers[question]
+            if found is criterion.negated:
+                return False
+        return True
 
     def _is_local(self, subject: Subject) -> bool:
         """`from local`: the control socket, ourselves, or an address of this machine."""
@@ -99,6 +168,49 @@ class Ruleset:
             domain = domain[1:-1]
             return ":" in domain and (parse_address(domain) or domain) in self._local_addresses()
         return domain[:1].isdigit() and domain in self._local_addresses()
+
+
+def ask(place: str, criterion: Criterion, subject: Subject) -> Question | None:
+    """What a criterion asks its table about a subject; None where nothing that a table holds could match."""
+    kind = criterion.kind if place in ("source", "dest") else place
+    service = _SERVICES[kind]
+    if kind in ("src", "rdns"):
+        name = subject.hostname if kind == "rdns" else bracketed(subject.address)
+        key = "local" if subject.internal else name
+    elif kind == "auth":
+        if not subject.authenticated:
+            return None
+        key = subject.username
+        service = Service.MAILADDR if "@" in key else Service.STRING
+    elif kind == "domain":
+        key = _domain(subject)
+    elif kind == "mail_from":
+        key = _sender(subject)
+    else:
+        key = {"tag": subject.tag, "helo": subject.helo}.get(kind, subject.dest)
+    return Question(criterion.table, Service.REGEX if criterion.regex else service, key)
+
+
+def _asked(rule: Rule, tables: dict[str, Table]) -> Iterator[Asked]:
+    """The criteria of a rule whose tables are not in memory, in the order in which they are asked."""
+    found = [(place, getattr(rule, place)) for place in _PLACES]
+    # COMPAT: `for rcpt-to` is a recipient's criterion to the reference too, looked at last.
+    for place, criterion in sorted(found, key=lambda f: f[0] == "dest" and f[1].kind == "rcpt-to"):
+        if criterion is not None and criterion.table and not _in_memory(criterion.table, tables):
+            yield place, criterion
+
+
+def _in_memory(name: str, tables: dict[str, Table]) -> bool:
+    table = tables.get(name)
+    if table is None:
+        raise ConfigError((Problem(f"table {name} does not exist"),))
+    return isinstance(table, MemoryTable)
+
+
+def _without(rule: Rule, asked: list[Asked]) -> Rule:
+    """The rule without these criteria, so that it passes their columns."""
+    anything = {"source": Criterion(kind="any"), "dest": Criterion(kind="any")}
+    return msgspec.structs.replace(rule, **{place: anything.get(place) for place, _ in asked})
 
 
 class _Column:
@@ -157,9 +269,8 @@ class _Columns:
         )
 
     def _entries(self, name: str) -> list[str]:
-        table = self._tables.get(name)
-        if not isinstance(table, MemoryTable):
-            raise ConfigError((Problem(f"table {name} cannot be used in a match"),))
+        table = self._tables[name]
+        assert isinstance(table, MemoryTable)  # all others are asked
         return table.all_keys()
 
 
@@ -185,7 +296,7 @@ class _Source:
         if subject.internal:
             return self._passing_internal(matched)
         if self._address.used:
-            matched |= self._address.matched(_bracketed(subject.address))
+            matched |= self._address.matched(bracketed(subject.address))
         if subject.address == "local":
             matched |= self._socket
         unnamed = 0
@@ -215,7 +326,7 @@ class _Dest:
     def passing(self, subject: Subject, is_local: Callable[[str], bool]) -> int:
         """The rules that this destination passes."""
         matched = self._any
-        domain = fold_domain(subject.dest.rpartition("@")[2])
+        domain = _domain(subject)
         if self._local and is_local(domain):
             matched |= self._local
         if self._domain.used:
@@ -258,6 +369,10 @@ def _of_kind(criteria: list[Criterion], kind: str) -> int:
     return _bits(i for i, c in enumerate(criteria) if c.kind == kind)
 
 
-def _bracketed(address: str) -> str:
-    """IPv6 addresses in brackets, as the reference writes them: it is what a regex is compared with."""
-    return f"[{address}]" if ":" in address and address[:1] != "[" else address
+def _domain(subject: Subject) -> str:
+    return fold_domain(subject.dest.rpartition("@")[2])
+
+
+def _sender(subject: Subject) -> str:
+    """The null sender is the address "@", which no entry but "@" matches."""
+    return subject.sender or "@"

@@ -160,11 +160,17 @@ def _unexpected(session: "Session", error: Exception) -> Reply:
 
 
 async def greet(session: "Session") -> None:
-    """The banner, with the name that the table has for the address that was connected to (`hostnames`)."""
-    name = await session.services.lookup.host_name(
-        session.config.generation, session.listener.hostnames, session.peer.server
-    )
-    session.name = name or session.name
+    """The banner, with the name that the table has for the address that was connected to (`hostnames`).
+
+    A table that cannot be asked now takes nothing but that name away, as in the reference.
+    """
+    try:
+        name = await session.services.lookup.host_name(
+            session.config.generation, session.listener.hostnames, session.peer.server
+        )
+        session.name = name or session.name
+    except TempFail as error:
+        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
     session.send(replies.banner(session.name))
 
 

@@ -25,6 +25,8 @@ from pillarbox.smtp.states import State
 
 IDLE = 300.0  # seconds for the next whole command, or the next PROGRESS bytes of a message (RFC 5321 §4.5.3.2.7)
 LINGER = 30.0  # seconds for the last reply to leave
+HEAR_OUT = 5.0  # seconds to read on behind a refusal that ends the connection
+HEAR_OUT_MAX = 256 * 1024  # bytes that a client may still send in that time
 TLS_HANDSHAKE = 60.0
 BUFFER_MAX = 128 * 1024  # bytes read ahead of a command that is being worked on
 PROGRESS = 1024
@@ -80,6 +82,8 @@ class Session(asyncio.Protocol):
         self._progress = 0
         self._read_paused = self._write_blocked = self._eof = False
         self._ending = ""  # reason, once it ends
+        self._unheard = False  # the reply that ends it may come while the client is still sending
+        self._ignored = 0  # bytes that came behind it
         self._lost = False
 
     # --- what dispatch and the commands use -------------------------------------------------------------------------
@@ -89,6 +93,7 @@ class Session(asyncio.Protocol):
         self._out.append(reply.wire)
         if reply.closes:
             self._ending = "quit"
+            self._unheard = reply not in (replies.BYE, replies.SHUTTING_DOWN)
 
     def start(self, work: Coroutine[Any, Any, Reply | None]) -> None:
         """Handle no further event before this is done; its reply is the answer to the command."""
@@ -225,6 +230,9 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the protocol; handle what is complete unless a command is being worked on."""
+        if self._ending:
+            self._ignore(len(data))
+            return
         self.core.receive(data)
         if self._task is None and not self._write_blocked:
             self._pump()
@@ -330,10 +338,24 @@ class Session(asyncio.Protocol):
         """Close once everything is written; not for ever."""
         if self._transport is None or self._transport.is_closing():
             return
-        self._transport.close()
         if self._timer is not None:
             self._timer.cancel()
+        if self._unheard and not self._eof and self._transport.can_write_eof():
+            # To close with input unread resets the connection, and a client far away may then never see the reply.
+            self._unheard = False
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._timer = self._loop.call_later(HEAR_OUT, self._end)
+            return
+        self._transport.close()
         self._timer = self._loop.call_later(LINGER, self.fail, "timeout")
+
+    def _ignore(self, size: int) -> None:
+        """What comes behind our last word."""
+        self._ignored += size
+        if self._ignored > HEAR_OUT_MAX:
+            self._unheard = False
+            self._end()
 
     def _finish_connection(self) -> None:
         """Once, whatever ended it."""

@@ -29,6 +29,9 @@ class _MemoryTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         self._owner.reading.set()
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def is_closing(self) -> bool:
         return self._owner.closed
 

@@ -84,6 +84,16 @@ class PasswdTable:
         """See `Table`; a user database is not a list."""
         raise TempFail(f"table {self.name} does not answer {service}")
 
+    async def update(self) -> None:
+        """See `Table`."""
+        self._cache.clear()
+
+    def open(self) -> None:
+        """See `Table`."""
+
+    async def close(self) -> None:
+        """See `Table`."""
+
 
 def system_user(name: str) -> User | None:
     """The user's entry, None where there is none; TempFail where the system cannot tell. It may block."""

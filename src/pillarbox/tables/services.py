@@ -28,6 +28,7 @@ class Service(StrEnum):
     RELAYHOST = "relayhost"
     STRING = "string"
     REGEX = "regex"
+    AUTH = "auth"  # programs only: check `user:password`
 
 
 def parse_userinfo(name: str, value: str) -> User:
@@ -79,6 +80,11 @@ def parse_address(text: str) -> str | None:
         return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, inner)) + percent + scope
     except (OSError, ValueError):
         return None
+
+
+def bracketed(address: str) -> str:
+    """IPv6 addresses in brackets, as the reference writes them where a table or a regex sees them."""
+    return f"[{address}]" if ":" in address and address[:1] != "[" else address
 
 
 def split_address(address: str) -> tuple[str, str]:

@@ -1,7 +1,11 @@
 """A table: one interface whatever stands behind it.
 
-`lookup` and `fetch` are asynchronous because a table may be a program or a name service; tables in memory answer
-without suspending. Keys are compared without regard to case. What a value means is `tables/services`.
+Questions are asynchronous because a table may be a program or a name service; tables in memory answer without
+suspending. Keys are compared without regard to case. What a value means is `tables/services`.
+
+Who opens and closes: each configuration has tables of its own, made by `open_table`, which starts nothing. Whoever
+made them (`routing/lookup`, for one generation) calls `open` once there is somebody to start programs, and `close` when
+the last session of that configuration has ended. A table that is closed answers nothing, and is not opened again.
 """
 
 from collections.abc import Callable
@@ -9,9 +13,9 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from pillarbox.conf import model
-from pillarbox.errors import ConfigError, Problem
 from pillarbox.mail.idn import fold_address, fold_domain
 from pillarbox.roles.lookup import User
+from pillarbox.tables.db import DbTable, ReadByParent
 from pillarbox.tables.matchers import Matcher, build_matcher
 from pillarbox.tables.passwd import PasswdTable
 from pillarbox.tables.services import Service, parse_address, parse_userinfo
@@ -34,6 +38,18 @@ class Table(Protocol):
 
     async def fetch(self, service: Service) -> str | None:
         """The next entry of a list, round-robin; None where it is empty."""
+        ...
+
+    async def update(self) -> None:
+        """Read again what it reads (`smtpctl update table`); what fails leaves it as it was."""
+        ...
+
+    def open(self) -> None:
+        """Begin: it will be asked."""
+        ...
+
+    async def close(self) -> None:
+        """End: what it holds or runs is given up."""
         ...
 
 
@@ -82,6 +98,20 @@ class MemoryTable:
         self._next += 1
         return key
 
+    def upcoming(self) -> str | None:
+        """What `fetch` would return next, and still will."""
+        keys = self.all_keys()
+        return keys[self._next % len(keys)] if keys else None
+
+    async def update(self) -> None:
+        """See `Table`. A file is read by the parent; its new content is a new table."""
+
+    def open(self) -> None:
+        """See `Table`."""
+
+    async def close(self) -> None:
+        """See `Table`."""
+
     def all_keys(self) -> list[str]:
         """The entries of a list, each once, sorted."""
         if self._keys is None:
@@ -108,11 +138,29 @@ async def lookup_user(table: Table, name: str) -> User | None:
 
 
 def open_table(
-    table: model.Table, *, delimiter: str, executor: Executor, on_bad_regex: Callable[[str, str], None]
+    table: model.Table,
+    *,
+    delimiter: str,
+    executor: Executor,
+    on_bad_regex: Callable[[str, str], None],
+    read_by_parent: ReadByParent,
+    program: Callable[[str], Table],
 ) -> Table:
-    """The running table for one of the configuration; raises ConfigError for a kind that this server cannot serve."""
+    """The table for one of the configuration.
+
+    `program`: makes the table, by its name, that a program answers for.
+    """
     if table.kind in (model.TableKind.STATIC, model.TableKind.FILE):
         return MemoryTable(name=table.name, entries=table.entries, delimiter=delimiter, on_bad_regex=on_bad_regex)
+    if table.kind is model.TableKind.DB:
+        return DbTable(
+            name=table.name,
+            path=table.config,
+            delimiter=delimiter,
+            executor=executor,
+            on_bad_regex=on_bad_regex,
+            read_by_parent=read_by_parent,
+        )
     if table.kind is model.TableKind.GETPWNAM:
         return PasswdTable(name=table.name, executor=executor)
-    raise ConfigError((Problem(f"table {table.name}: {table.kind} tables are not supported"),))
+    return program(table.name)

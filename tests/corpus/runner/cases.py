@@ -46,11 +46,13 @@ class Case:
 
 
 def load(folder: Path, kind: str) -> list[Case]:
-    """The cases of a kind, none where the folder has no such file. Records without an id are surroundings, no cases."""
+    """The cases of a kind, none where the folder has no such file. A record without an id is part of every case."""
     path = folder / FILES[kind]
     if not path.exists():
         return []
-    return [Case(kind, record) for record in json.loads(path.read_text()) if "id" in record]
+    records = json.loads(path.read_text())
+    shared = {name: value for record in records if "id" not in record for name, value in record.items()}
+    return [Case(kind, {**shared, **record}) for record in records if "id" in record]
 
 
 class Notes:

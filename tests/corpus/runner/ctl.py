@@ -12,7 +12,9 @@ from typing import Any
 
 from tests.corpus.runner.cases import Case
 from tests.corpus.runner.client import play
+from tests.corpus.runner.maps import judge_makemap
 from tests.corpus.runner.sink import Sink
+from tests.corpus.runner.spf import judge_spf
 from tests.corpus.runner.stage import Stage, envelope, remove_all, settle
 from tests.corpus.runner.text import PORTS, fill, numbered, renumbered
 from tests.system.server import BIN, Result, Server, wait_for
@@ -230,4 +232,6 @@ def _left(server: Server, data: Mapping[str, Any]) -> str:
 SEQUENCES: dict[str, Callable[[Sequence[Case], Stage], dict[str, str]]] = {
     "commands": judge_commands,
     "sendmail": judge_sendmail,
+    "makemap": judge_makemap,
+    "spf": judge_spf,
 }

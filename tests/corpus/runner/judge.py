@@ -9,9 +9,11 @@ from typing import Any
 from tests.corpus.runner import compare
 from tests.corpus.runner.cases import Case
 from tests.corpus.runner.client import play
+from tests.corpus.runner.migration import judge_migration
 from tests.corpus.runner.place import fresh, put
 from tests.corpus.runner.sink import Sink
 from tests.corpus.runner.stage import Stage, envelope, queued, settle, transaction
+from tests.corpus.runner.tables import judge_tables
 from tests.corpus.runner.text import PORTS, ROOT, fill, plain, recorded
 from tests.sandbox import PEOPLE
 from tests.system.server import run
@@ -168,6 +170,8 @@ JUDGES: dict[str, Callable[[Case, Stage], str]] = {
     "expand": judge_expand,
     "delivery": judge_delivery,
     "relay": judge_relay,
+    "migration": judge_migration,
+    "tables": judge_tables,
 }
 # Kinds in which a wiring makes no difference are judged in one.
-ONE_WIRING = {"config"}
+ONE_WIRING = {"config", "makemap", "migration", "spf"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.corpus.runner.cases import Case
 from tests.corpus.runner.place import fresh, joined
-from tests.corpus.runner.text import fill
+from tests.corpus.runner.text import ROOT, fill
 from tests.sandbox import WORK
 from tests.system.server import Server, Wiring, wait_for
 
@@ -31,7 +31,7 @@ class Stage:
         fresh(case.data.get("files"))
         folder = WORK / "server"
         shutil.rmtree(folder, ignore_errors=True)
-        server = Server(folder, config, self.wiring, args)
+        server = Server(folder, config, self.wiring, args, path=str(ROOT / "bin"))
         self._kept = (config, server)
         server.start()
         return server

@@ -1,0 +1,173 @@
+"""Programs that are not ours: started as a user without rights, their error output logged, ended with all they started.
+
+Each has a process group of its own, a clean environment, / as its directory, one socket as standard input and output,
+and a pipe for standard error, which is read line by line into the log and no faster than a log can take. What it says
+on its standard output is not for the parent: the other end of the socket goes to whoever talks to it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+from pillarbox.daemon.errorlines import ErrorLines
+from pillarbox.daemon.privileges import Account
+from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.log import Log
+
+GRACE = 0.5  # seconds to end by itself, at the end of file of its standard input
+GONE = 2.0  # seconds after SIGKILL; what the kernel holds longer is left to it
+START = 20.0  # seconds until it is executed: its file may lie on a file server that hangs
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KEPT = ("TZ", "LANG", "LC_ALL", "LC_CTYPE")  # of our own environment
+
+
+class _Running:
+    """A program that was started."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[bytes]", errors: ErrorLines) -> None:
+        self.name = name
+        self.process = process
+        self.errors = errors
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unwanted = False  # its socket is closed: it should end
+        self.killed = False  # by us
+
+
+class Programs:
+    """Runs programs, each under a key: starting one ends the one that had its key.
+
+    `account()`: whom they run as, asked when the first is started; None: whoever we are.
+    """
+
+    def __init__(self, *, account: Callable[[], Account] | None, log: Log) -> None:
+        self._account = account
+        self._identity: dict[str, Any] = {}
+        self._log = log
+        self._running: dict[str, _Running] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def start(self, key: str, name: str, path: str, arguments: Sequence[str]) -> socket.socket:
+        """Start a program; `name` is its first argument, and what the log calls it. TempFail: it cannot be executed."""
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            await self._end(key)
+            ours, theirs = socket.socketpair()
+            read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            os.set_blocking(write_end, True)
+            try:
+                process = await self._execute([name, *arguments], path, theirs.fileno(), write_end)
+            except BaseException:
+                ours.close()
+                os.close(read_end)
+                raise
+            finally:
+                theirs.close()
+                os.close(write_end)
+            running = self._running[key] = _Running(name, process, ErrorLines(read_end, name, self._log))
+            self._watch(running)
+            return ours
+
+    async def stop(self, key: str) -> None:
+        """End a program, if it runs; its socket should be closed, so that it may end by itself."""
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            await self._end(key)
+
+    async def stop_those(self, chosen: Callable[[str], bool]) -> None:
+        """End the programs whose keys are chosen."""
+        await asyncio.gather(*(self.stop(key) for key in list(self._running) if chosen(key)))
+
+    async def stop_all(self) -> None:
+        """End every program."""
+        await self.stop_those(lambda key: True)
+
+    async def _execute(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
+        # In a thread: executing a file may wait for a file server.
+        starting = asyncio.ensure_future(asyncio.to_thread(self._popen, argv, path, os.dup(standard), os.dup(errors)))
+        try:
+            async with asyncio.timeout(START):
+                return await asyncio.shield(starting)
+        except TimeoutError:
+            starting.add_done_callback(_kill_late)
+            raise TempFail(f"{path}: not executed within {START:.0f} s") from None
+        except OSError as error:
+            raise TempFail(f"{path}: {error.strerror or error}") from error
+        except PillarboxError as error:
+            raise TempFail(str(error)) from error
+        except asyncio.CancelledError:
+            starting.add_done_callback(_kill_late)
+            raise
+
+    def _popen(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
+        """In the thread; closes both descriptors."""
+        try:
+            if self._account is not None and not self._identity:
+                account = self._account()
+                groups = os.getgrouplist(account.name, account.gid)
+                self._identity = {"user": account.uid, "group": account.gid, "extra_groups": groups}
+            return subprocess.Popen(
+                argv,
+                executable=path,
+                stdin=standard,
+                stdout=standard,
+                stderr=errors,
+                cwd="/",
+                env=_environment(os.environ),
+                umask=0o022,
+                process_group=0,
+                **self._identity,
+            )
+        finally:
+            os.close(standard)
+            os.close(errors)
+
+    def _watch(self, running: _Running) -> None:
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(running.process.pid)
+
+        def ended() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            # It is not reaped yet, so its group cannot be another's: what it has started ends with it.
+            _kill_group(running.process.pid)
+            status = running.process.wait()
+            if not running.killed and (status or not running.unwanted):
+                how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+                self._log.warn(f"{running.name}: {how}")
+            running.errors.finish()
+            running.ended.set_result(None)
+
+        loop.add_reader(pidfd, ended)
+
+    async def _end(self, key: str) -> None:
+        running = self._running.pop(key, None)
+        if running is None:
+            return
+        running.unwanted = True
+        await asyncio.wait({running.ended}, timeout=GRACE)
+        if not running.ended.done():
+            running.killed = True
+            _kill_group(running.process.pid)
+            await asyncio.wait({running.ended}, timeout=GONE)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _kill_late(starting: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
+    """One that started when nobody waited for it any more."""
+    if not starting.cancelled() and starting.exception() is None:
+        process = starting.result()
+        _kill_group(process.pid)
+        process.wait()
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What a program sees: nothing of ours but language and time zone."""
+    return {"PATH": PATH, "HOME": "/", "SHELL": "/bin/sh", **{k: ours[k] for k in _KEPT if k in ours}}

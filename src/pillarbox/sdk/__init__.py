@@ -1,0 +1,5 @@
+"""What people write programs for the mail server with: `pillarbox.sdk.table` for tables.
+
+The programs speak the protocols of OpenSMTPD, so they run under it as well. Needs nothing but Python: a program that
+imports from here loads no part of the server.
+"""

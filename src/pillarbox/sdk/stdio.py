@@ -1,0 +1,58 @@
+"""The descriptors of a conversation: standard input and output, kept from whatever else would read or print there."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator
+
+from pillarbox.sdk.wire import Lines
+
+_CHUNK = 1 << 16
+
+
+class Stdio:
+    """Takes descriptors 0 and 1 for itself: from now on `print` goes to standard error, which the server logs."""
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        self._input = os.dup(0)
+        self._output = os.dup(1)
+        nowhere = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nowhere, 0)
+        os.close(nowhere)
+        os.dup2(2, 1)
+        for fd in (self._input, self._output):
+            os.set_blocking(fd, True)
+
+    def write(self, data: bytes) -> None:
+        """Write all of it. While the server does not read, the program stands still: nothing piles up here."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._output, rest) :]
+
+    async def lines(self) -> AsyncIterator[tuple[str, bool]]:
+        """Lines as they come, without their ends, and whether each was cut; ends with the input."""
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        wanted = threading.Semaphore(1)
+        # A thread, not the loop, because the loop cannot wait for a regular file: `table-x < recorded.txt`.
+        threading.Thread(target=self._read, args=(loop, pieces, wanted), name="stdin", daemon=True).start()
+        lines = Lines()
+        while piece := await pieces.get():
+            for line in lines.feed(piece):
+                yield line
+            wanted.release()
+
+    def _read(self, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[bytes], wanted: threading.Semaphore) -> None:
+        piece = b"-"
+        while piece:
+            wanted.acquire()
+            try:
+                piece = os.read(self._input, _CHUNK)
+            except OSError:  # ECONNRESET: a server that died with our answers unread
+                piece = b""
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            except RuntimeError:  # the loop is closed: the program ends
+                return
