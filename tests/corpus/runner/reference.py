@@ -1,7 +1,8 @@
 """Plays dialogues against a real OpenSMTPD, Debian's: to see what it answers, and to record new cases from it.
 
 Only replies are compared: the corpus was recorded from 7.8, Debian has an older version (6.8, whose TLS does not work
-with the OpenSSL 3 of Debian 12), and each has a spool of its own. A case to be recorded needs an id, a configuration and the steps of its sessions, nothing else.
+with the OpenSSL 3 of Debian 12), and each has a spool of its own. A case to be recorded needs an id, a configuration
+and the steps of its sessions, nothing else.
 """
 
 import json
