@@ -294,9 +294,12 @@ def test_without_a_server_the_store_is_shown() -> None:
         for e in (SEEN, envelope(0x1234567900000001, errorline="no")):
             insert = "INSERT INTO envelope (evpid, destination, next_try, data) VALUES (?, 'x', 0, ?)"
             db.execute(insert, (e.evpid, encode_envelope(e)))
-        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL, NULL, ?)", (0x12345678, b"a\r\nb\r\n"))
-        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL, NULL, NULL)", (0x12345679,))
-        db.execute("INSERT INTO message VALUES (?, 6, 0, 0, 1, 2, NULL)", (0x12345671,))
+        insert = (
+            "INSERT INTO message (msgid, size, eight_bit, smtputf8, segment, at, body) VALUES (?, ?, 0, 0, ?, ?, ?)"
+        )
+        db.execute(insert, (0x12345678, 9, None, None, b"a\r\nb\r\n"))
+        db.execute(insert, (0x12345679, 9, None, None, None))
+        db.execute(insert, (0x12345671, 6, 1, 2, None))
         db.close()
         (state / "queue/segments").mkdir()
         (state / "queue/segments/00000001").write_bytes(b"..d\r\ne\r\n..")

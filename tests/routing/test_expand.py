@@ -235,6 +235,26 @@ def test_an_include_ends_where_its_file_does(tmp_path):
     assert users(expand(each, "i@example.org")) == ["alice", "bob", "carol", "dave"]
 
 
+def test_addresses_in_utf8_are_found_however_they_are_written():
+    entries = (("Jürgen@bücher.example", "alice"), ("@xn--mnchen-3ya.example", "bob"), ("用户", "carol"))
+    action = Local(name="virtual", method="maildir", userbase="users", virtual="v")
+    config = configuration(
+        actions=(action,),
+        tables=(table("v", *entries), table("d", "bücher.example", "xn--mnchen-3ya.example")),
+        rules=(match("virtual", dest=criterion("domain", "d")),),
+    )
+    lookup = make_lookup(config)
+    for rcpt, user in (
+        ("jürgen@bücher.example", "alice"),
+        ("JÜRGEN@XN--BCHER-KVA.example", "alice"),
+        ("ju\u0308rgen@BÜCHER.example", "alice"),
+        ("any@münchen.example", "bob"),
+        ("用户@bücher.example", "carol"),
+    ):
+        (envelope,) = expand(lookup, rcpt)
+        assert (envelope.mda_user, envelope.dest) == (user, rcpt)
+
+
 def test_virtual_addresses_start_over():
     entries = [("a@example.org", "b@example.org"), ("b@example.org", "alice"), ("l@example.org", "l@example.org")]
     (envelope,) = expand(lookup(virtual=entries), "a@example.org")
