@@ -16,9 +16,10 @@ from pillarbox.tables.db import stamp
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
 
 
-def make(as_root: bool = False, config: Config | None = None) -> system.ParentSystem:
+def make(as_root: bool = False, config: Config | None = None, state: str = "") -> system.ParentSystem:
     return system.ParentSystem(
         config=config or Config(hostname="x"),
+        state=state,
         as_root=as_root,
         on_stop=lambda: None,
         log=Log(io.StringIO()),

@@ -93,8 +93,12 @@ class Parser:
             yield self._pushed.pop()
             yield Token.new_borrow_pos(NL, "\n", second)
             return
+        before = second.type
         while True:
             token = self._next()
+            if first.type == "_LISTEN" and token.type == STRING and self._depth == 0:
+                token = _listen_word(token, before)
+            before = token.type
             if token.type == NL and self._depth > 0:
                 while (following := self._next()).type == NL:
                     pass
@@ -153,6 +157,17 @@ class Parser:
                 self._skip_line()
 
 
+def _listen_word(word: Token, before: str) -> Token:
+    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other."""
+    terminal = _LISTEN_WORDS.get(str(word))
+    option = before in _AUTHS if terminal == "_PAM" else before not in _LISTEN_WANTS
+    return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
+
+
+_LISTEN_WORDS = {"pam": "_PAM", "mechanisms": "_MECHANISMS", "tokens": "_TOKENS"}
+_AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
+_WANTING = "on port filter tag ciphers protocols pki ca auth auth-optional hostname hostnames senders"
+_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS"}
 _LINE_ENDS = {NL, EOF}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
 _STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue scheduler smtp srs table"

@@ -58,6 +58,7 @@ class ParentServices(BaseRole):
         )
         self.system = ParentSystem(
             config=config,
+            state=settings.state,
             as_root=as_root,
             on_stop=on_stop,
             log=log,

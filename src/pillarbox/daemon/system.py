@@ -6,21 +6,20 @@ control changes while the server runs is kept here, for roles that are started a
 """
 
 import asyncio
-import ctypes
 import errno
-import hmac
 import os
-import pwd
+import secrets
 import stat
-import time
+import tempfile
 from collections.abc import Callable, Iterable
 
 import msgspec
 
-from pillarbox.conf.model import Config, TableKind
+from pillarbox.conf.model import Config, TableKind, pam_service
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
 from pillarbox.daemon.hanging import Hanging
+from pillarbox.daemon.systemusers import fits_pam, fits_shadow
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.roles.parent import DatabasePart
@@ -28,6 +27,7 @@ from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
 
 _FORWARD_MAX = 64 * 1024
+_SECRET = 32  # bytes
 _PART = 1 << 20  # bytes of a database at a time
 
 _FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
@@ -43,12 +43,14 @@ class ParentSystem:
         self,
         *,
         config: Config,
+        state: str,
         as_root: bool,
         on_stop: Callable[[], None],
         log: Log,
         paused: Iterable[str] = (),
     ) -> None:
         self._config = config
+        self._state = state
         self._as_root = as_root
         self._on_stop = on_stop
         self._log = log
@@ -86,12 +88,26 @@ class ParentSystem:
             raise TempFail(f".forward of {user}: {answer[1:].decode(errors='replace')}")
         return answer[1:] if answer[:1] == _FOUND else None
 
-    async def check_password(self, user: str, password: str) -> bool:
-        """See `System.check_password`: shadow where it is ours to read; locked and expired accounts are refused."""
-        answer = await self._hanging.in_child(
-            lambda: _FOUND if _password_matches(user, password) else _ABSENT, "the user database", "login"
-        )
+    async def check_password(self, user: str, password: str, service: str, address: str) -> bool:
+        """See `System.check_password`; only PAM services of the running configuration."""
+        if service and not any(pam_service(listener.auth) == service for listener in self._config.listeners):
+            raise TempFail(f"PAM service {service}: not in this configuration")
+
+        def check() -> bytes:
+            try:
+                fits = fits_pam(user, password, service, address) if service else fits_shadow(user, password)
+            except TempFail as error:
+                return _UNREADABLE + str(error).encode()
+            return _FOUND if fits else _ABSENT
+
+        answer = await self._hanging.in_child(check, f"PAM service {service}" if service else "shadow", "login")
+        if answer[:1] == _UNREADABLE:
+            raise TempFail(answer[1:].decode(errors="replace"))
         return answer == _FOUND
+
+    async def login_secret(self) -> bytes:
+        """See `System.login_secret`."""
+        return await asyncio.to_thread(_read_secret, os.path.join(self._state, "login.secret"))
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
         """See `System.read_table`; only file tables of the running configuration."""
@@ -194,30 +210,25 @@ def _read_forward(home: str, uid: int) -> bytes:
         os.close(fd)
 
 
-def _password_matches(user: str, password: str) -> bool:
-    """Compare with the shadow entry (shadow(5)); a locked, expired or passwordless account never matches."""
+def _read_secret(path: str) -> bytes:
+    """The secret of the file, which is made where it is not there: whole or not at all, whoever else makes it."""
     try:
-        stored = pwd.getpwnam(user).pw_passwd
-    except KeyError:
-        stored = "x"
-    try:
-        with open("/etc/shadow", encoding="utf-8", errors="surrogateescape") as shadow:
-            for line in shadow:
-                fields = line.rstrip("\n").split(":")
-                if fields[0] == user and len(fields) >= 8:
-                    stored = "" if _expired(fields) else fields[1]
-    except OSError:
+        with open(path, "rb") as file:
+            found = file.read(_SECRET + 1)
+        if len(found) == _SECRET:
+            return found
+    except FileNotFoundError:
         pass
-    library = ctypes.CDLL("libcrypt.so.1")
-    library.crypt.restype = ctypes.c_char_p
-    usable = len(stored) > 1 and stored[0] not in "!*"
-    # Unknown users cost the same work as known ones.
-    salt = stored if usable else "$6$unknownuser$"
-    hashed = library.crypt(password.encode("utf-8", "surrogateescape"), salt.encode("utf-8", "surrogateescape"))
-    return usable and hashed is not None and hmac.compare_digest(hashed, stored.encode("utf-8", "surrogateescape"))
-
-
-def _expired(fields: list[str]) -> bool:
-
-    today = int(time.time() // 86400)
-    return bool(fields[7]) and int(fields[7]) < today
+    except OSError as error:
+        raise TempFail(f"{path}: {error.strerror}") from error
+    try:
+        made = secrets.token_bytes(_SECRET)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".login.secret.")
+        with open(handle, "wb") as file:
+            file.write(made)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TempFail(f"{path}: {error.strerror}") from error
+    return made
