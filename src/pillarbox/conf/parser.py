@@ -158,7 +158,10 @@ class Parser:
 
 
 def _listen_word(word: Token, before: str) -> Token:
-    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other."""
+    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other.
+
+    `auth` wants none: a list of one word has no passwords.
+    """
     terminal = _LISTEN_WORDS.get(str(word))
     option = before in _AUTHS if terminal == "_PAM" else before not in _LISTEN_WANTS
     return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
@@ -166,8 +169,8 @@ def _listen_word(word: Token, before: str) -> Token:
 
 _LISTEN_WORDS = {"pam": "_PAM", "mechanisms": "_MECHANISMS", "tokens": "_TOKENS"}
 _AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
-_WANTING = "on port filter tag ciphers protocols pki ca auth auth-optional hostname hostnames senders"
-_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS"}
+_WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders"
+_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT"}
 _LINE_ENDS = {NL, EOF}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
 _STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue scheduler smtp srs table"

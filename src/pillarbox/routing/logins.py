@@ -6,7 +6,6 @@ each time (RFC 5802 §9: "the server should not reveal whether the user exists")
 """
 
 import asyncio
-import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Set
 from typing import TypeVar
@@ -18,6 +17,7 @@ from pillarbox.roles.lookup import Login
 from pillarbox.roles.parent import System
 from pillarbox.routing.auth import Passwords
 from pillarbox.routing.failures import Failures
+from pillarbox.routing.tokens import fits_token
 from pillarbox.smtp.sasl import verifier
 from pillarbox.smtp.sasl.verifier import Verifier
 from pillarbox.tables.db import DbTable
@@ -26,7 +26,6 @@ from pillarbox.tables.services import Service, parse_credentials
 from pillarbox.tables.table import MemoryTable, Table
 
 SYSTEM_DEADLINE = 60.0  # seconds; the parent has deadlines of its own below this
-TOKEN = "SHA-256$"  # noqa: S105 - how the hash of a token is stored
 
 _T = TypeVar("_T")
 
@@ -162,17 +161,7 @@ async def _program_says(table: ProgramTable, user: str, secret: str) -> bool:
 async def _fits_token(table: Table, user: str, token: str) -> bool:
     if isinstance(table, ProgramTable) and await table.registers(Service.AUTH):
         return await _program_says(table, user, token)
-    value = await table.lookup(Service.CREDENTIALS, user) or ""
-    offered = token_hash(token).encode()
-    fits = False
-    for stored in value.split(","):
-        fits |= hmac.compare_digest(offered, stored.strip().encode("utf-8", "surrogateescape"))
-    return fits
-
-
-def token_hash(token: str) -> str:
-    """How a token is stored. It is random and long, so that no slow hash has to protect it."""
-    return TOKEN + hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+    return fits_token(token, await table.lookup(Service.CREDENTIALS, user) or "")
 
 
 async def _stored_verifier(table: Table, user: str) -> Verifier | None:

@@ -94,6 +94,10 @@ def test_nobody_acts_for_somebody_else(authzid, outcome):
     assert run(exchange(), ScramClient("user", "pencil", authzid=authzid)) == outcome
 
 
+def test_an_empty_authorization_identity_is_none():
+    assert exchange().respond(b64(b"n,a=,n=user,r=client")) == AskSalt("user")
+
+
 def test_channel_binding():
     assert run(exchange(plus=True), ScramClient("user", "pencil", binding=BINDING)) == Success("user")
 
@@ -131,6 +135,7 @@ def test_a_downgrade_is_noticed():
         b"x,,n=user,r=x",
         b"p=,,n=user,r=x",
         b"n,user,n=user,r=x",
+        b"n,a==,n=user,r=x",
         b"n,,m=x,n=user,r=x",
         b"n,,n=user,r=a b",
         b"n,,n=us=er,r=x",

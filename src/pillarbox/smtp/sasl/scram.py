@@ -24,8 +24,9 @@ from pillarbox.smtp.sasl.exchange import (
 from pillarbox.smtp.sasl.verifier import DIGEST_SIZE, prepare
 
 _MESSAGE_MAX = 4096  # bytes
-# RFC 5802 §7: client-first-message, without `m=` (an extension that must be understood), and client-final-message.
-_FIRST = re.compile(rb"((?:p=([A-Za-z0-9.-]+)|[ny]),(?:a=([^,]+))?,)(n=([^,]+),r=([!-+\--~]+)(?:,[A-Za-z]=[^,]+)*)")
+# RFC 5802 §7: client-first-message, and client-final-message; without `m=` (an extension that must
+# be understood), and with an empty `a=`, which GNU SASL sends.
+_FIRST = re.compile(rb"((?:p=([A-Za-z0-9.-]+)|[ny]),(?:a=([^,]*))?,)(n=([^,]+),r=([!-+\--~]+)(?:,[A-Za-z]=[^,]+)*)")
 _FINAL = re.compile(rb"(c=([A-Za-z0-9+/=]+),r=([!-+\--~]+)(?:,[A-Za-z]=[^,]+)*),p=([A-Za-z0-9+/=]+)")
 
 
@@ -73,7 +74,7 @@ class Scram:
             raise BadSyntax("client-first-message")
         header, binding, authzid, bare, user, nonce = found.groups()
         self._user = prepare(saslname(user))
-        if not self._user or (authzid is not None and prepare(saslname(authzid)) != self._user):
+        if not self._user or (authzid and prepare(saslname(authzid)) != self._user):
             return Failure()  # nobody acts for somebody else here
         if not self._binds(binding, header):
             return Failure()
