@@ -55,6 +55,7 @@ class ParentSystem:
         self._on_stop = on_stop
         self._log = log
         self._hanging = Hanging(log)
+        self._checking = Hanging(log)  # PAM waits after a wrong password: guessers keep nobody from a `.forward`
         self._tables: dict[str, tuple[tuple[str, str], ...]] = {}
         self.paused = set(paused)
         self.blocked: set[tuple[str, str]] = set()
@@ -100,7 +101,7 @@ class ParentSystem:
                 return _UNREADABLE + str(error).encode()
             return _FOUND if fits else _ABSENT
 
-        answer = await self._hanging.in_child(check, f"PAM service {service}" if service else "shadow", "login")
+        answer = await self._checking.in_child(check, f"PAM service {service}" if service else "shadow", "login")
         if answer[:1] == _UNREADABLE:
             raise TempFail(answer[1:].decode(errors="replace"))
         return answer == _FOUND
