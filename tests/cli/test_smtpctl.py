@@ -16,6 +16,8 @@ import pytest
 from pillarbox.mail.envelope import Flag, Kind, encode_envelope
 from pillarbox.queue import schema
 from pillarbox.roles.parent import Reloaded
+from pillarbox.routing.tokens import fits_token
+from pillarbox.smtp.sasl import verifier
 from tests.cli.programs import lines, run
 from tests.control.memory import envelope, serving, state_directory
 
@@ -273,6 +275,21 @@ def test_encrypt_needs_no_server_and_salts_each() -> None:
     read = run(["smtpctl", "encrypt"], stdin=b"same\nsame\n").stdout.split()
     assert len(set(read)) == 2
     assert all(crypt(b"same", hashed) == hashed for hashed in read)
+
+
+def test_encrypt_makes_verifiers_and_hashes_of_tokens() -> None:
+    def encrypt(*args: str, stdin: str = "") -> list[str]:
+        return run(["smtpctl", "encrypt", *args], stdin=stdin.encode()).stdout.decode().split()
+
+    (given,) = encrypt("--scram", "p4ss")
+    assert verifier.parse(given).fits("p4ss") and verifier.parse(given).iterations == verifier.ITERATIONS
+    first, second = encrypt("--scram", stdin="p\u00e4ss\np\u00e4ss\n")
+    assert first != second and verifier.parse(first).fits("p\u00e4ss")
+    (token,) = encrypt("--token", stdin="t0ken\n")
+    assert fits_token("t0ken", token) and [token] == encrypt("--token", "t0ken")
+    for secret in (b"\xff\n", b"\n", b"a\0b\n"):
+        done = run(["smtpctl", "encrypt", "--scram"], stdin=secret)
+        assert done.returncode == 1 and done.stdout == b"" and done.stderr.startswith(b"smtpctl: encrypt: it is ")
 
 
 def test_without_a_server_it_says_so() -> None:

@@ -24,9 +24,10 @@ async def unasked() -> Reloaded:
     raise AssertionError("nobody asks for a reload")
 
 
-def make(as_root: bool = False, config: Config | None = None) -> system.ParentSystem:
+def make(as_root: bool = False, config: Config | None = None, state: str = "") -> system.ParentSystem:
     return system.ParentSystem(
         generations=Generations(Generation(config=config or Config(hostname="x"))),
+        state=state,
         as_root=as_root,
         on_stop=lambda: None,
         on_reload=unasked,
@@ -142,3 +143,27 @@ def test_forward_is_opened_as_its_owner(tmp_path: Path) -> None:
     os.chown(forward, 65534, 65534)
     os.chown(tmp_path, 65534, 65534)
     assert read(tmp_path, 65534, as_root=True) == b"root's own"
+
+
+def test_the_secret_of_logins_is_made_once_and_kept(tmp_path: Path) -> None:
+    first = asyncio.run(make(state=str(tmp_path)).login_secret())
+    assert len(first) == 32
+    assert asyncio.run(make(state=str(tmp_path)).login_secret()) == first
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_secret_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "login.secret").write_bytes(b"short")
+    made = asyncio.run(make(state=str(tmp_path)).login_secret())
+    assert (tmp_path / "login.secret").read_bytes() == made
+
+
+def test_a_secret_that_cannot_be_kept_is_a_temporary_failure(tmp_path: Path) -> None:
+    with pytest.raises(TempFail, match="No such file"):
+        asyncio.run(make(state=str(tmp_path / "gone")).login_secret())
+
+
+def test_only_pam_services_of_the_configuration_are_asked() -> None:
+    with pytest.raises(TempFail, match="not in this configuration"):
+        asyncio.run(make().check_password("alice", "x", "sudo", "192.0.2.1"))

@@ -93,9 +93,11 @@ class Parser:
             yield self._pushed.pop()
             yield Token.new_borrow_pos(NL, "\n", second)
             return
-        recent: list[str] = []  # the types of the last tokens within braces
+        recent = [second.type]  # the types of the last tokens
         while True:
             token = self._next()
+            if first.type == "_LISTEN" and token.type == STRING and self._depth == 0:
+                token = _listen_word(token, recent[-1])
             if self._depth > 0 and token.type in _SEPARATORS and not self._pushed:
                 skimmed = self._skim(recent, token.type)
                 if skimmed:
@@ -167,6 +169,20 @@ class Parser:
                 self._skip_line()
 
 
+def _listen_word(word: Token, before: str) -> Token:
+    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other.
+
+    `auth` wants none: a list of one word has no passwords.
+    """
+    terminal = _LISTEN_WORDS.get(str(word))
+    option = before in _AUTHS if terminal == "_PAM" else before not in _LISTEN_WANTS
+    return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
+
+
+_LISTEN_WORDS = {"pam": "_PAM", "mechanisms": "_MECHANISMS", "tokens": "_TOKENS"}
+_AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
+_WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders"
+_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT"}
 _LINE_ENDS = {NL, EOF}
 _SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
