@@ -33,7 +33,7 @@ PEOPLE = {
 SERVICES = {
     name: 6101 + n
     for n, name in enumerate(
-        ["_smtpd", "_smtpn", "_smtpl", "_smtpq", "_smtpc", "_smtpf", "opensmtpd", "opensmtpq"],
+        ["_smtpd", "_smtpn", "_smtpl", "_smtpq", "_smtpc", "_smtpf", "opensmtpd", "opensmtpq", "Debian-exim"],
     )
 }
 
@@ -125,6 +125,15 @@ def _network_up() -> None:
         for call, address in ((_SIOCSIFADDR, SECOND_ADDRESS), (_SIOCSIFNETMASK, "255.255.255.0")):
             packed = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
             fcntl.ioctl(control, call, struct.pack("16s16s", b"lo:1", packed))
+
+
+def own_directory(path: str) -> Path:
+    """Lay a copy of a folder over it that tests may write into; the same one each time."""
+    own = Path("/run/etc", Path(path).name)
+    if not own.exists():
+        shutil.copytree(path, own)
+        _mount("--bind", str(own), path)
+    return own
 
 
 def clean_homes() -> None:

@@ -191,7 +191,8 @@ class Maker:
         tls = self.draw(st.sampled_from(TlsMode)) if pki else TlsMode.NONE
         secure = tls is not TlsMode.NONE
         strict = tls in (TlsMode.SMTPS, TlsMode.STARTTLS_REQUIRE)
-        auth = self.draw(st.sampled_from(["", AUTH_SYSTEM, "table"])) if secure else ""
+        auth = self.draw(st.sampled_from(["", AUTH_SYSTEM, "<pam:smtp>", "<pam:a b>", "table"])) if secure else ""
+        tokens = self.maybe(True) if auth else ""
         senders = self.maybe(True)
         return Listener(
             id=number,
@@ -204,6 +205,8 @@ class Maker:
             ca=self.draw(st.sampled_from(["", *ca])),
             auth=self.use(None) if auth == "table" else auth,
             auth_optional=bool(auth) and self.draw(flags),
+            tokens=tokens,
+            mechanisms=self.draw(mechanisms) if tokens else (),
             hostnames=self.maybe(True),
             senders=senders,
             masquerade=bool(senders) and self.draw(flags),
@@ -291,6 +294,7 @@ _PHASES = {
     "commit": _SENDING,
 }
 tags = words.filter(lambda word: len(word.encode()) <= 32)
+mechanisms = st.sampled_from([(), ("XOAUTH2",), ("PLAIN", "OAUTHBEARER")])
 hosts = st.sampled_from(["*", "mx.example.org", "a", "x_1.example"])
 queues = structs(
     QueueOptions,
@@ -310,6 +314,8 @@ smtps = structs(
     max_session=counts,
     max_session_per_source=counts,
     max_failed_commands=counts,
+    max_failed_logins=counts,
+    max_failed_logins_per_source=counts,
     rates=st.lists(
         st.builds(Rate, what=st.sampled_from(RATES), count=st.integers(1, 1 << 40), seconds=st.integers(1, 86400)),
         unique_by=lambda rate: rate.what,

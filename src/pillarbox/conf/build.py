@@ -241,7 +241,15 @@ def _limit(part: Node, kind: str, names: tuple[str, ...]) -> dict[str, int]:
     return {keyword.replace("-", "_"): limit(word(part, 1))}
 
 
-_SMTP_LIMITS = ("max-rcpt", "max-mails", "max-session", "max-session-per-source", "max-failed-commands")
+_SMTP_LIMITS = (
+    "max-rcpt",
+    "max-mails",
+    "max-session",
+    "max-session-per-source",
+    "max-failed-commands",
+    "max-failed-logins",
+    "max-failed-logins-per-source",
+)
 _MTA_LIMITS = tuple(f.replace("_", "-") for f in MtaLimits.__struct_fields__ if f != "family")
 
 

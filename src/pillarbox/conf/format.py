@@ -32,6 +32,7 @@ from pillarbox.conf.model import (
     Table,
     TableKind,
     TlsMode,
+    pam_service,
 )
 from pillarbox.conf.tables import BUILTIN, MAX_KEY
 from pillarbox.conf.uses import used_tables
@@ -40,6 +41,7 @@ _WIDTH = 100  # characters of a list on one line
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/@+-")
 _TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _SIZES = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
+_NO_LIMITS = ("max_message_size", "max_line_length", "max_data_time")  # statements of their own
 _TLS = {
     TlsMode.NONE: "",
     TlsMode.STARTTLS: "tls",
@@ -103,8 +105,11 @@ def format_listener(config: Config, listener: Listener) -> str:
     words += [f"pki {quote(name)}" for name in listener.pki]
     words += _named(listener, "ca", "ciphers", "protocols")
     if listener.auth:
-        table = "" if listener.auth == AUTH_SYSTEM else " " + _operand(config, listener.auth)
-        words.append(("auth-optional" if listener.auth_optional else "auth") + table)
+        words.append("auth-optional" if listener.auth_optional else "auth")
+        if service := pam_service(listener.auth):
+            words.append(f"pam {quote(service)}")
+        elif listener.auth != AUTH_SYSTEM:
+            words.append(_operand(config, listener.auth))
     words += _named(listener, "hostname")
     words += _looked_up(config, listener, "hostnames", "senders")
     words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth")
@@ -197,6 +202,9 @@ def _keyword(field: str) -> str:
 
 def _ours(config: Config, listener: Listener) -> Iterator[str]:
     """What the reference does not have of a listener, or only in part."""
+    if listener.mechanisms:
+        yield f"mechanisms {_names(listener.mechanisms)}"
+    yield from _looked_up(config, listener, "tokens")
     yield from _flags(listener, "proxy_v2", "proxy")
     if listener.proxy_from:
         yield f"from {_operand(config, listener.proxy_from)}"
@@ -303,8 +311,8 @@ def _smtp(options: SmtpOptions) -> Iterator[str]:
     default = SmtpOptions()
     if options.ciphers:
         yield f"smtp ciphers {quote(options.ciphers)}"
-    limits = ("max_mails", "max_rcpt", "max_session", "max_session_per_source", "max_failed_commands")
-    yield from _changed("smtp limit", options, default, limits)
+    limits = [field for field in SmtpOptions.__struct_fields__ if field.startswith("max_") and field not in _NO_LIMITS]
+    yield from _changed("smtp limit", options, default, tuple(limits))
     for rate in options.rates:
         yield f"smtp rate {rate.what} {rate.count} {format_time(rate.seconds)}"
     if options.bare_newline != default.bare_newline:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, word
-from pillarbox.conf.model import AUTH_SYSTEM, Listener, TlsMode
+from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, values, word, words
+from pillarbox.conf.model import AUTH_SYSTEM, BEARER, MECHANISMS, PAM_SERVICE, Listener, TlsMode, pam_service
 from pillarbox.conf.smtp import short_time
 from pillarbox.conf.tables import Shape
 
@@ -30,6 +30,7 @@ def build_listen_on(draft: Draft, node: Node) -> None:
     fields = _options(draft, node)
     if not draft.failed:
         _check_tls(fields, node)
+        _check_auth(fields, node)
         _check_names(draft, fields, node)
         listener = _add(draft, node, interface=word(node), **fields)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
@@ -149,7 +150,11 @@ def _pki(draft: Draft, fields: _Fields, node: Node) -> _Fields:
 
 def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
-        table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
+        how = option(node, "pam")
+        if how is not None:
+            table = f"<pam:{words(how)[0] if words(how) else PAM_SERVICE}>"
+        else:
+            table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
         if "auth" in fields:
             raise Wrong(node, "auth already specified")
         return {"auth": table, "auth_optional": optional}
@@ -157,10 +162,11 @@ def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     return build
 
 
-def _proxy(field: str, name: str) -> Callable[[Draft, _Fields, Node], _Fields]:
+def _proxy(field: str) -> Callable[[Draft, _Fields, Node], _Fields]:
     def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
-        if "proxy" in fields or "proxy_v2" in fields:
-            raise Wrong(node, f"{name}: proxy or proxy-v2 already specified")
+        given = next((other for other in ("proxy", "proxy_v2") if other in fields), "")
+        if given:
+            raise Wrong(node, f"{given.replace('_', '-')} already specified")
         proxies = option(node, "proxies")
         if proxies is None:
             return {field: True}
@@ -174,6 +180,37 @@ def _greet_delay(draft: Draft, fields: _Fields, node: Node) -> _Fields:
     if "greet_delay" in fields:
         raise Wrong(node, "greet-delay already specified")
     return {"greet_delay": short_time(node, 0, "greet-delay", MAX_GREET_DELAY)}
+
+
+def _mechanisms(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+    if "mechanisms" in fields:
+        raise Wrong(node, "mechanisms already specified")
+    given = values(node) or values(options(node)[0])
+    for name in given:
+        if name.upper() not in MECHANISMS:
+            raise Wrong(name, f"unknown AUTH mechanism: {name}", names=MECHANISMS, near=name.upper())
+    return {"mechanisms": tuple(dict.fromkeys(name.upper() for name in given))}
+
+
+def _tokens(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+    if "tokens" in fields:
+        raise Wrong(node, "tokens already specified")
+    refusal = 'invalid use of table "{}" as TOKENS parameter'
+    return {"tokens": draft.serving_table(options(node)[0], Shape.MAP, refusal)}
+
+
+def _check_auth(fields: _Fields, node: Node) -> None:
+    """Are there users for the mechanisms, and mechanisms for the tokens?"""
+    auth, tokens, mechanisms = fields.get("auth", ""), fields.get("tokens", ""), fields.get("mechanisms", ())
+    for name in ("mechanisms", "tokens"):
+        if name in fields and not auth:
+            raise Wrong(node, f"invalid listen option: {name} requires auth or auth-optional")
+    if not tokens and any(name in BEARER for name in mechanisms):
+        raise Wrong(node, f"invalid listen option: {' and '.join(BEARER)} require tokens")
+    if tokens and mechanisms and not any(name in BEARER for name in mechanisms):
+        raise Wrong(node, f"invalid listen option: tokens require {' or '.join(BEARER)} among the mechanisms")
+    if (auth == AUTH_SYSTEM or pam_service(auth)) and any(name.startswith("SCRAM-") for name in mechanisms):
+        raise Wrong(node, "invalid listen option: system users cannot do SCRAM, only a table of credentials can")
 
 
 def _hostnames(draft: Draft, fields: _Fields, node: Node) -> _Fields:
@@ -208,11 +245,13 @@ _OPTIONS: dict[str, Callable[[Draft, _Fields, Node], _Fields]] = {
     "listen_ca": _text("ca"),
     "listen_auth": _auth(optional=False),
     "listen_auth_optional": _auth(optional=True),
+    "listen_mechanisms": _mechanisms,
+    "listen_tokens": _tokens,
     "listen_hostname": _text("hostname"),
     "listen_hostnames": _hostnames,
     "listen_received_auth": _flag("received_auth", "received-auth"),
-    "listen_proxy_v2": _proxy("proxy_v2", "proxy-v2"),
-    "listen_proxy": _proxy("proxy", "proxy"),
+    "listen_proxy_v2": _proxy("proxy_v2"),
+    "listen_proxy": _proxy("proxy"),
     "listen_greet_delay": _greet_delay,
     "listen_senders": _senders,
 }

@@ -5,11 +5,11 @@ a ticket and is the holder of it; what a holder that died held is released. Memo
 bucket for each source or user that did something lately, `BUCKETS_MAX` at most.
 """
 
-import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 
 from pillarbox.conf.model import Rate, SmtpOptions
+from pillarbox.routing.failures import source
 
 BUCKETS_MAX = 50_000  # above it, those that were left alone for the longest are forgotten: about 15 MB
 
@@ -29,46 +29,44 @@ class Admission:
 
     def admit(self, limits: SmtpOptions, holder: str, ticket: int, address: str) -> str:
         """Count a session in; or why not, as a limit's keyword."""
-        source = source_of(address)
+        name = source(address)
         if limits.max_session and self._total >= limits.max_session:
             return "max-session"
-        if limits.max_session_per_source and self._by_source[source] >= limits.max_session_per_source:
-            if not self._by_source[source]:
-                del self._by_source[source]  # asking made it
+        if limits.max_session_per_source and self._by_source[name] >= limits.max_session_per_source:
             return "max-session-per-source"
         refusal = self.spend(limits.rates, "session", address, "")
         if not refusal:
-            self._add(holder, ticket, source)
+            self._add(holder, ticket, name)
         return refusal
 
     def hold(self, holder: str, sessions: Mapping[int, str]) -> None:
         """Sessions that were admitted before we began, by ticket."""
         for ticket, address in sessions.items():
-            self._add(holder, ticket, source_of(address))
+            self._add(holder, ticket, source(address))
 
     def leave(self, holder: str, ticket: int) -> None:
         """A session is over, whether it was counted or not."""
-        source = self._held.get(holder, {}).pop(ticket, None)
-        if source is not None:
-            self._subtract(source)
+        name = self._held.get(holder, {}).pop(ticket, None)
+        if name is not None:
+            self._subtract(name)
 
     def release(self, holder: str) -> None:
         """The holder is gone, and all its sessions with it."""
-        for source in self._held.pop(holder, {}).values():
-            self._subtract(source)
+        for name in self._held.pop(holder, {}).values():
+            self._subtract(name)
 
-    def _add(self, holder: str, ticket: int, source: str) -> None:
+    def _add(self, holder: str, ticket: int, name: str) -> None:
         held = self._held.setdefault(holder, {})
         if ticket not in held:
-            held[ticket] = source
-            self._by_source[source] += 1
+            held[ticket] = name
+            self._by_source[name] += 1
             self._total += 1
 
-    def _subtract(self, source: str) -> None:
+    def _subtract(self, name: str) -> None:
         self._total -= 1
-        self._by_source[source] -= 1
-        if not self._by_source[source]:
-            del self._by_source[source]
+        self._by_source[name] -= 1
+        if not self._by_source[name]:
+            del self._by_source[name]
 
     # -- rates
 
@@ -77,7 +75,7 @@ class Admission:
 
         Returns the keyword of the rate that does not allow it; then it is not counted at all.
         """
-        keys = {f"{what}-per-source": source_of(address), f"{what}-per-user": user.lower()}
+        keys = {f"{what}-per-source": source(address), f"{what}-per-user": user.lower()}
         chosen = [(rate, keys[rate.what]) for rate in rates if keys.get(rate.what)]
         for rate, key in chosen:
             if self._level(rate, key) + 1 > rate.count:
@@ -95,16 +93,3 @@ class Admission:
         self._buckets.move_to_end((rate.what, key))
         if len(self._buckets) > self._buckets_max:
             self._buckets.popitem(last=False)
-
-
-def source_of(address: str) -> str:
-    """Who counts as one: an IPv4 address, or the /64 of an IPv6 one, for that is what one customer is given."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return f"{ipaddress.IPv6Address(int(parsed) >> 64 << 64)}/64"

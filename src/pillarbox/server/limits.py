@@ -15,7 +15,7 @@ from pillarbox.smtp.replies import Reply
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
-Outcome = Reply | Coroutine[Any, Any, Reply | None]
+Outcome = Reply | Coroutine[Any, Any, Reply | None] | None
 Effect = Callable[["Session", str], Outcome]
 
 _RATED = {Verb.MAIL: "mails", Verb.RCPT: "rcpt"}
@@ -34,7 +34,7 @@ async def _within_rate(session: "Session", what: str, effect: Effect, args: str)
     if not await _spend(session, what):
         return replies.TOO_FAST
     outcome = effect(session, args)
-    return outcome if isinstance(outcome, Reply) else await outcome
+    return outcome if isinstance(outcome, Reply) or outcome is None else await outcome
 
 
 async def _spend(session: "Session", what: str) -> bool:

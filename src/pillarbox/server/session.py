@@ -12,14 +12,14 @@ from typing import Any, cast
 
 from pillarbox.conf.model import Config, Listener
 from pillarbox.roles.lookup import Client
-from pillarbox.server import dispatch
+from pillarbox.server import dispatch, mechanisms
 from pillarbox.server.commands import hello
 from pillarbox.server.services import Peer, Services
 from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import Verb
 from pillarbox.smtp.replies import Reply
-from pillarbox.smtp.sasl import Exchange
+from pillarbox.smtp.sasl.exchange import Exchange
 from pillarbox.smtp.server_protocol import ServerProtocol
 from pillarbox.smtp.states import State
 
@@ -58,6 +58,7 @@ class Session(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.command = ""  # the last one, as the log shows it
         self.auth_refused = False  # lines that are no commands may be the password that belonged to it
+        self.chunk_refusal: Reply | None = None  # the answer to a chunk that is being skipped
         self.verb: Verb | None = None  # of the command that is not answered yet
         self.helo = ""
         self.extended = False
@@ -65,6 +66,8 @@ class Session(asyncio.Protocol):
         self.verified = False
         self.username = peer.username
         self.authenticated = peer.address == "local"
+        self.mechanisms: tuple[str, ...] | None = None  # of AUTH, once it was asked which
+        self.failed_logins = 0
         self.hostname: str | None = peer.hostname
         self.failures = 0  # commands refused, recipients not among them
         self.early: asyncio.Event | None = None  # set by what comes while we wait for that
@@ -116,6 +119,13 @@ class Session(asyncio.Protocol):
             self.hostname = await asyncio.shield(self._name)
         return self.hostname
 
+    async def offered_mechanisms(self) -> tuple[str, ...]:
+        """The mechanisms of AUTH, asked for once."""
+        if self.mechanisms is None:
+            found = self.tls_object()
+            self.mechanisms = await mechanisms.offered(self.services.lookup, self.config, self.listener, found)
+        return self.mechanisms
+
     def client(self, hostname: str) -> Client:
         """Who asks, for the ruleset."""
         return Client(
@@ -135,6 +145,7 @@ class Session(asyncio.Protocol):
         if self.tx is not None and self.tx.appended:
             self.services.background(dispatch.discard(self.services.queue, self.tx.msgid))
         self.tx = None
+        self.core.end_chunks()
 
     def note_progress(self, size: int) -> None:
         """A piece of a message came: enough of them keep the session alive."""
