@@ -323,7 +323,7 @@ smtps = structs(
     tarpit=st.integers(0, 60),
     bare_newline=st.sampled_from(["reject", "normalize"]),
     max_line_length=st.one_of(st.just(0), st.integers(998, 65534)),
-    max_data_time=st.integers(0, 86400),
+    max_data_time=st.integers(1, 86400),
     sub_addr_delim=st.sampled_from(["+", "-", '"', "'", "#", "$", "a", "1"]),
 )
 mta_limits = structs(MtaLimits, counts, family=st.sampled_from(["", "inet4", "inet6"]))

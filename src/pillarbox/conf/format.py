@@ -320,7 +320,7 @@ def _smtp(options: SmtpOptions) -> Iterator[str]:
     if options.max_line_length:
         yield f"smtp max-line-length {options.max_line_length}"
     for field in ("tarpit", "max_data_time"):
-        if seconds := getattr(options, field):
+        if (seconds := getattr(options, field)) != getattr(default, field):
             yield f"smtp {_keyword(field)} {format_time(seconds)}"
     if options.max_message_size != default.max_message_size:
         yield f"smtp max-message-size {format_size(options.max_message_size)}"

@@ -253,7 +253,7 @@ class SmtpOptions(msgspec.Struct, frozen=True, kw_only=True):
     tarpit: int = 0  # seconds by which refusals are late
     bare_newline: str = "reject"  # or "normalize"
     max_line_length: int = 0  # of a message, without CRLF; 0: as the reference
-    max_data_time: int = 0  # seconds for a whole message; 0: as long as it makes progress
+    max_data_time: int = 6 * 3600  # seconds for a whole message, however it makes progress
     max_failed_logins: int = 10  # a session, which ends with the last
     max_failed_logins_per_source: int = 30  # at once; one is forgotten each minute
     sub_addr_delim: str = "+"

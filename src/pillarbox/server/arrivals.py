@@ -22,6 +22,7 @@ from pillarbox.smtp.proxy import BadHeader, HeaderReader
 from pillarbox.smtp.replies import Reply
 
 HEADER = 300.0  # seconds for the whole PROXY header, as the reference
+_UNREAD = 65536  # bytes
 
 
 class Admitting(Protocol):
@@ -107,6 +108,8 @@ class Arrivals:
             # In the reference's form, %p of its session included.
             line = f"proxy 0x{id(came):012x} event=closed address={arrival.address}"
             self._log.info(f'{line} reason="{error}"')
+            with contextlib.suppress(OSError):
+                came.connection.recv(_UNREAD)  # to close with input unread would be a reset
         finally:
             self._waiting.discard(came)
             if client is None:

@@ -95,5 +95,7 @@ async def silent(session: "Session", seconds: float) -> bool:
         return True
     finally:
         session.early = None
+    if not session.core.buffered:
+        return True  # it said goodbye, which is nothing to complain about
     session.event("smtp limited", limit="greet-delay", address=session.peer.address)
     return False

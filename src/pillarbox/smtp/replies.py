@@ -109,6 +109,8 @@ MALFORMED = Reply(550, "5.7.1 Delivery not authorized, message refused: Message 
 HEADER_TOO_BIG = Reply(552, "5.3.4 Message too big for system: Header too big")
 BARE_NEWLINE = Reply(550, "5.6.0 Message refused: bare CR or LF in message data (RFC 5321 2.3.8)")
 
+MESSAGE_LINE_TOO_LONG = Reply(550, "5.6.0 Message refused: a line is too long")
+
 LINE_TOO_LONG = Reply(500, "5.0.0 Line too long", closes=True)
 COMMAND_TOO_LONG = Reply(500, "5.0.0 Command line too long", closes=True)
 BARE_NEWLINE_IN_COMMAND = Reply(500, "5.5.2 Syntax error: bare LF in command, lines end with CRLF", closes=True)
