@@ -14,6 +14,8 @@ MAX_GREET_DELAY = 60  # seconds; RFC 5321 §4.5.3.2.1: clients wait five minutes
 PORT_MAX = 65535
 _WELL_KNOWN = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
 
+_NEAR = ("lo", "localhost", "::1")
+
 _Fields = dict[str, Any]
 
 
@@ -33,6 +35,7 @@ def build_listen_on(draft: Draft, node: Node) -> None:
         _check_auth(fields, node)
         _check_names(draft, fields, node)
         listener = _add(draft, node, interface=word(node), **fields)
+        _warn_of_proxies(draft, listener, node)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
             raise Wrong(token(node), fault)
 
@@ -60,6 +63,13 @@ def _check_tls(fields: _Fields, node: Node) -> None:
         raise Wrong(node, "invalid listen option: pki requires tls/smtps")
     if tls and "pki" not in fields:
         raise Wrong(node, "invalid listen option: pki required for tls/smtps")
+
+
+def _warn_of_proxies(draft: Draft, listener: Listener, node: Node) -> None:
+    near = listener.interface in _NEAR or listener.interface.startswith("127.")
+    if (listener.proxy or listener.proxy_v2) and not listener.proxy_from and not near:
+        word = "proxy" if listener.proxy else "proxy-v2"
+        draft.warn(node, f"anybody who connects can be any address: name those to be believed ({word} from …)")
 
 
 def _check_names(draft: Draft, fields: _Fields, node: Node) -> None:
