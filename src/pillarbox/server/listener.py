@@ -219,8 +219,8 @@ class Server:
             serving=serving,
             listener=listener,
             connection=connection,
-            address=address[0].partition("%")[0],
-            server=server[0],
+            address=_host(address[0]),
+            server=_host(server[0]),
             port=server[1],
         )
         if self._has_room(arrival):
@@ -315,6 +315,12 @@ class Server:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.exception("smtp: background work", error)
+
+
+def _host(address: str) -> str:
+    """Without a scope; an IPv4 client of a socket for both families (one that was bound for us) is that."""
+    host = address.partition("%")[0]
+    return host.removeprefix("::ffff:") if "." in host else host
 
 
 def _random64() -> int:
