@@ -64,6 +64,23 @@ def test_listener_auth_that_cannot_be(text: str, problem: str) -> None:
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            "auth <creds> mechanisms scram-sha-256",
+            'no SCRAM for 1 of 2 users of table "creds": smtpctl encrypt --scram',
+        ),
+        ("auth <creds> tokens <creds>", 'no token fits 2 of 2 users of table "creds": smtpctl encrypt --token makes'),
+        ("auth <creds>", ""),
+    ],
+)
+def test_secrets_that_cannot_fit_are_warned_of(text: str, warning: str) -> None:
+    tables = 'table creds { alice = "hash", bob = "SCRAM-SHA-256$x" }\n'
+    warnings = load(f"{PKI}{tables}listen on lo tls pki a.example {text}\nmatch reject\n").warnings
+    assert warning in "".join(warnings) and len(warnings) == bool(warning)
+
+
 def test_limits_of_failed_logins() -> None:
     found = load("smtp limit max-failed-logins 3 max-failed-logins-per-source 7\nmatch reject").smtp
     assert (found.max_failed_logins, found.max_failed_logins_per_source) == (3, 7)

@@ -29,6 +29,7 @@ def build_listen_on(draft: Draft, node: Node) -> None:
     if not draft.failed:
         _check_tls(fields, node)
         _check_auth(fields, node)
+        _warn_of_secrets(draft, fields, node)
         _check_names(draft, fields, node)
         listener = _add(draft, interface=word(node), **fields)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
@@ -188,6 +189,24 @@ def _check_auth(fields: _Fields, node: Node) -> None:
         raise Wrong(node, f"invalid listen option: tokens require {' or '.join(BEARER)} among the mechanisms")
     if (auth == AUTH_SYSTEM or pam_service(auth)) and any(name.startswith("SCRAM-") for name in mechanisms):
         raise Wrong(node, "invalid listen option: system users cannot do SCRAM, only a table of credentials can")
+
+
+def _warn_of_secrets(draft: Draft, fields: _Fields, node: Node) -> None:
+    """Passwords and tokens that are kept in a form in which they can never be right."""
+    if any(name.startswith("SCRAM-") for name in fields.get("mechanisms", ())):
+        wrong = _without(draft, fields["auth"], "SCRAM-SHA-256$")
+        if wrong:
+            draft.warn(node, f"no SCRAM for {wrong}: smtpctl encrypt --scram makes what it needs")
+    wrong = _without(draft, fields.get("tokens", ""), "SHA-256$")
+    if wrong:
+        draft.warn(node, f"no token fits {wrong}: smtpctl encrypt --token makes what is to be kept")
+
+
+def _without(draft: Draft, name: str, prefix: str) -> str:
+    """Whose secrets in a table that is in memory are not of this form: `2 of 5 users of table "x"`, or ""."""
+    entries = draft.tables.all[name].entries if name in draft.tables.all else ()
+    wrong = [key for key, value in entries if not value.startswith(prefix) and f":{prefix}" not in value]
+    return f'{len(wrong)} of {len(entries)} users of table "{name}"' if wrong else ""
 
 
 def _hostnames(draft: Draft, fields: _Fields, node: Node) -> _Fields:
