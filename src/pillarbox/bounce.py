@@ -32,6 +32,10 @@ class Bouncer:
         self._log = log
         self._now = now
 
+    def configure(self, config: Config) -> None:
+        """For the bounces that are made from now on."""
+        self._config = config
+
     async def make(
         self,
         kind: BounceKind,

@@ -25,6 +25,7 @@ def run(
     user: int | None = None,
     environment: dict[str, str] | None = None,
     timeout: float = 60,
+    cwd: Path | str = "/",
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run `argv[0]`, one of ours, against a state directory; `user`: as this uid (needs root)."""
     module, function = _ENTRIES.get(argv[0], ("smtpctl", "main"))
@@ -38,7 +39,7 @@ def run(
         user=user,
         group=user,
         extra_groups=None if user is None else [],
-        cwd="/",
+        cwd=cwd,
         env={**os.environ, "PILLARBOX_STATE": str(state), "PYTHONPATH": "", **(environment or {})},
     )
 

@@ -15,6 +15,7 @@ import pytest
 
 from pillarbox.mail.envelope import Flag, Kind, encode_envelope
 from pillarbox.queue import schema
+from pillarbox.roles.parent import Reloaded
 from pillarbox.routing.tokens import fits_token
 from pillarbox.smtp.sasl import verifier
 from tests.cli.programs import lines, run
@@ -68,6 +69,26 @@ def test_words_may_be_abbreviated_and_stop_may_not() -> None:
         assert server.system.stopped
 
 
+def test_reload_says_what_is_wrong_or_that_it_was_done() -> None:
+    with serving() as server:
+        assert ctl(server, "reload") == (0, ["command succeeded"], [])
+        server.system.reloaded = Reloaded(notes=("smtpd.conf:3: warning: nobody gets here",))
+        assert ctl(server, "reload") == (0, ["command succeeded"], ["smtpd.conf:3: warning: nobody gets here"])
+        server.system.reloaded = Reloaded(problems=("smtpd.conf:1: no\n    x\n    ^", "smtpd.conf:2: nor that"))
+        expected = ["smtpd.conf:1: no", "    x", "    ^", "smtpd.conf:2: nor that"]
+        assert ctl(server, "reload") == (1, ["command failed"], expected)
+        assert ctl(server, "reloa")[0] == 255
+
+
+def test_a_reload_with_endless_problems_is_answered_in_bounds() -> None:
+    with serving() as server:
+        server.system.reloaded = Reloaded(problems=tuple(f"smtpd.conf:{n}: {'x' * 1000}" for n in range(10_000)))
+        status, _, errors = ctl(server, "reload")
+        assert status == 1
+        assert errors[0].startswith("smtpd.conf:0: ")
+        assert errors[-1] == f"{10_000 - len(errors) + 1} more"
+
+
 def test_the_state_directory_may_be_named_before_the_command() -> None:
     with serving() as server:
         for option in (["--state", str(server.state)], [f"--state={server.state}"]):
@@ -102,6 +123,13 @@ def test_show_queue_and_mailq() -> None:
         assert out[2].split("|")[13] == r"451 a\\b\^[[2J\M-C\M-)"
         assert lines(run(["mailq", "-v"], state=server.state).stdout)[0][:16] == out[0][:16]
         assert [line[:16] for line in ctl(server, "show", "queue", "12345679")[1]] == ["1234567900000001"]
+
+
+def test_show_config_is_what_the_server_has_in_full() -> None:
+    with serving() as server:
+        server.system.config = "match from local for local reject\n# é\n"
+        done = run(["smtpctl", "show", "config"], state=server.state)
+        assert (done.returncode, done.stdout.decode()) == (0, server.system.config)
 
 
 def test_show_envelope() -> None:

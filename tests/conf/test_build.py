@@ -1,5 +1,6 @@
 """What a configuration means: statements → model."""
 
+import msgspec
 import pytest
 
 from pillarbox.conf.build import load_config
@@ -7,6 +8,7 @@ from pillarbox.conf.model import (
     AUTH_SYSTEM,
     Config,
     Criterion,
+    EventReport,
     Filter,
     Listener,
     Local,
@@ -101,7 +103,9 @@ def test_a_match_is_from_local_for_local_unless_it_says_so() -> None:
     ],
 )
 def test_actions(text: str, expected: Local | Relay) -> None:
-    assert action(text) == expected
+    found = action(text)
+    assert found.file == "smtpd.conf"
+    assert msgspec.structs.replace(found, file="") == expected
 
 
 def test_relay_needs_an_srs_key_for_srs() -> None:
@@ -277,6 +281,18 @@ def test_filters_and_processes() -> None:
     assert (config.filters["d"].phase, config.filters["d"].decision) == ("auth", "junk")
     assert config.filters["e"].chain == ("a", "b", "c")
     assert config.filters[config.listeners[0].filter].chain == ("c", "d")
+
+
+def test_reports_name_a_processor_and_smtp_is_both_ways() -> None:
+    procs = 'proc p "/bin/p"\nproc q "/bin/q"\n'
+    config = load(f"{procs}report smtp on p\nreport smtp-out on q\nmatch reject")
+    assert config.reports == (
+        EventReport(direction="smtp-in", proc="p", line=3),
+        EventReport(direction="smtp-out", proc="p", line=3),
+        EventReport(direction="smtp-out", proc="q", line=4),
+    )
+    assert first_error("report smtp-in on p\n") == "1: no processor exist with that name: p"
+    assert first_error(f"{procs}report smtp on p\nreport smtp-in on p\n") == "4: smtp-in already reported on p"
 
 
 def test_options_and_limits() -> None:

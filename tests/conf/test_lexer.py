@@ -26,6 +26,8 @@ def words(text: str, macros: dict[str, str] | None = None) -> list[str]:
         ("Listen", [("STRING", "Listen")]),
         ("25", [("NUMBER", "25")]),
         ("-25", [("NUMBER", "-25")]),
+        ("-0025", [("NUMBER", "-25")]),
+        ("0" * 5000, [("NUMBER", "0")]),
         ("25x", [("STRING", "25x")]),
         ("25/tcp", [("NUMBER", "25"), ("_OTHER", "/"), ("STRING", "tcp")]),
         ("25}", [("NUMBER", "25"), ("_RBRACE", "}")]),

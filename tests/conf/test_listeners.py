@@ -56,6 +56,8 @@ def test_words_of_ours_are_words_like_any_other_elsewhere(word: str) -> None:
         ("auth mechanisms plain mechanisms login", "mechanisms already specified"),
         ("auth tokens <tokens> tokens <tokens>", "tokens already specified"),
         ("auth pam auth", "auth already specified"),
+        ('auth pam ""', "invalid PAM service: "),
+        ('auth pam "../x"', "invalid PAM service: ../x"),
     ],
 )
 def test_listener_auth_that_cannot_be(text: str, problem: str) -> None:

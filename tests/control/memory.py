@@ -22,6 +22,7 @@ from pillarbox.control.server import Control, Limits, local_name
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Kind
+from pillarbox.roles.parent import Reloaded
 from pillarbox.roles.queue import QueueRow
 
 
@@ -241,10 +242,19 @@ class MemorySystem:
 
     def __init__(self) -> None:
         self.stopped = False
+        self.reloaded = Reloaded()
         self.remembered: list[tuple[object, ...]] = []
+        self.config = "match from local for local reject\n"
+        self.generation = 0
+
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        return self.generation, self.config[offset : offset + 10]
 
     async def stop(self) -> None:
         self.stopped = True
+
+    async def reload(self) -> Reloaded:
+        return self.reloaded
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
         self.remembered.append((kind, paused))

@@ -166,6 +166,15 @@ def test_a_page_is_bounded_by_rows_and_by_bytes() -> None:
         assert 1 <= len(rows.rows) <= wire.PAGE_BYTES // 10_000
 
 
+def test_a_configuration_is_shown_from_one_generation_alone() -> None:
+    with serving() as server, connect(server) as connection:
+        assert ask(connection, wire.ShowConfig()) == wire.Text(0, "match from")
+        server.system.generation = 1
+        assert isinstance(ask(connection, wire.ShowConfig(0, 10)), wire.Failed)
+        assert ask(connection, wire.ShowConfig(-1, 10)) == wire.Text(1, " local for")
+        assert ask(connection, wire.ShowConfig(1, 1000)) == wire.Text(1, "")
+
+
 def test_a_role_that_is_restarted_fails_the_request_only() -> None:
     with serving() as server, connect(server) as connection:
         server.queue.broken = True

@@ -56,6 +56,49 @@ def test_a_good_file_is_ok(check: Check) -> None:
     assert check("listen on 127.0.0.1 port 2525\nmatch reject\n") == (0, "configuration OK\n")
 
 
+def test_with_v_a_good_file_is_printed_in_canonical_form(tmp_path: Path) -> None:
+    file, shown = tmp_path / "smtpd.conf", io.StringIO()
+    file.write_text("lan = lo # the loopback\nlisten on $lan\nmatch reject\n")
+    assert check_config(str(file), {}, output=io.StringIO(), show=shown) == 0
+    assert shown.getvalue() == "listen on lo\nlisten on socket\n\nmatch from local for local reject\n"
+
+
+def test_warnings_change_no_verdict(check: Check) -> None:
+    status, output = check('listen on lo\ntable x { "a" }\nmatch rcpt-to regex "(a)\\1" reject\nmatch reject\n')
+    assert status == 0
+    assert output.splitlines()[::3] == [
+        'ROOT/smtpd.conf:2: warning: nothing reads table "x"',
+        "ROOT/smtpd.conf:3: warning: this regular expression never matches (invalid escape sequence: \\1): (a)\\1",
+        "configuration OK",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "good", "bad"),
+    [
+        ("regex", r"^a\.b$|[0-9]+(?i:x)", r"(?=a)"),
+        ("regex", "é*", "a" + "{1000}" * 5),
+        ("regex", "(a{1,9}){9}", "((((a{9}){99}){9}[^b]){99}){9}"),
+        ("netaddr", "10/8", "10.0.0.0/33"),
+        ("netaddr", "[::1]", "mx.example.org"),
+        ("netaddr", "local", "fe80::/200"),
+        ("relay-url", "smtps://label@mx.example.org:465", "smtp://label@mx.example.org"),
+        ("relay-url", "[::1]", "gopher://mx.example.org"),
+    ],
+)
+def test_values_that_are_read_later(what: str, good: str, bad: str) -> None:
+    assert Machine().value(what, good) == ""
+    assert Machine().value(what, bad)
+
+
+def test_whether_everybody_may_read_a_file(tmp_path: Path) -> None:
+    for mode, answer in ((0o600, False), (0o640, False), (0o644, True)):
+        (tmp_path / "f").touch()
+        (tmp_path / "f").chmod(mode)
+        assert Machine().everybody_reads(str(tmp_path / "f")) is answer
+    assert Machine().everybody_reads(str(tmp_path / "absent")) is False
+
+
 def test_errors_begin_with_file_and_line_and_show_the_place(check: Check) -> None:
     status, output = check('match for domain <none> reject\nmatch for any action "x"\n')
     assert status == 1

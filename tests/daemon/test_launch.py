@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pillarbox.conf.model import Config, Listener
 from pillarbox.daemon import interfaces, launch
 from pillarbox.daemon.privileges import Account
 from pillarbox.errors import PillarboxError
@@ -82,10 +81,9 @@ def test_address_of_another_server_is_refused_even_if_it_would_share(monkeypatch
     monkeypatch.setattr(interfaces, "_PATIENCE", 0.1)
     with interfaces.bind((socket.AF_INET, "127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        config = Config(hostname="x", listeners=(Listener(id=1, interface="127.0.0.1", port=port),))
         with pytest.raises(PillarboxError, match=f"port {port}: Address already in use"):
-            launch.bind_all(config, 2)
-    ((_, sockets),) = launch.bind_all(config, 2)
+            launch.bind_all([f"127.0.0.1 {port}"], 2)
+    ((_, sockets),) = launch.bind_all([f"127.0.0.1 {port}"], 2).items()
     assert [s.getsockname()[1] for s in sockets] == [port, port]
     for bound in sockets:
         bound.close()

@@ -9,19 +9,28 @@ import pytest
 
 from pillarbox.conf.model import Config, Table, TableKind
 from pillarbox.daemon import system
+from pillarbox.daemon.generations import Generations
+from pillarbox.daemon.settings import Generation
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.parent import Reloaded
+from pillarbox.routing.expand import MAX_FORWARD_SIZE
 from pillarbox.tables.db import stamp
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
 
 
+async def unasked() -> Reloaded:
+    raise AssertionError("nobody asks for a reload")
+
+
 def make(as_root: bool = False, config: Config | None = None, state: str = "") -> system.ParentSystem:
     return system.ParentSystem(
-        config=config or Config(hostname="x"),
+        generations=Generations(Generation(config=config or Config(hostname="x"))),
         state=state,
         as_root=as_root,
         on_stop=lambda: None,
+        on_reload=unasked,
         log=Log(io.StringIO()),
     )
 
@@ -78,10 +87,40 @@ def test_links_and_directories_and_fifos_are_refused(tmp_path: Path) -> None:
         read(tmp_path, os.geteuid())
 
 
-def test_huge_forward_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".forward").write_bytes(b"x" * 70000)
-    with pytest.raises(PermFail, match="64 KB"):
+def test_of_a_huge_forward_so_much_is_read_that_it_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_bytes(b"x" * 1_000_000)
+    content = read(tmp_path, os.geteuid())
+    assert content is not None
+    assert MAX_FORWARD_SIZE < len(content) < 200_000
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_sticky_home_is_a_temporary_failure(tmp_path: Path, present: bool) -> None:
+    if present:
+        (tmp_path / ".forward").write_text("bob")
+    tmp_path.chmod(0o1755)
+    with pytest.raises(TempFail, match="sticky"):
         read(tmp_path, os.geteuid())
+
+
+@needs_root
+def test_a_sticky_home_is_a_temporary_failure_also_for_root(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1755)
+    with pytest.raises(TempFail, match="sticky"):
+        read(tmp_path, os.geteuid(), as_root=True)
+
+
+@needs_root
+def test_forward_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_text("root's")
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(PermFail, match="somebody else"):
+        read(tmp_path, 65534)
+
+
+def test_a_home_that_is_no_directory_is_refused() -> None:
+    with pytest.raises(PermFail, match="no directory"):
+        read(Path("/dev/null"), 0)
 
 
 def test_forward_in_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from pillarbox.log import Log
 
 def parent(*tables: Table, generation: int = 1) -> TablePrograms:
     config = Config(hostname="h", generation=generation, tables={t.name: t for t in tables})
-    return TablePrograms(config=config, programs=Programs(account=None, log=Log(io.StringIO())))
+    return TablePrograms(
+        configs={config.generation: config}.get, programs=Programs(account=None, log=Log(io.StringIO()))
+    )
 
 
 def executable(path: Path, text: str = 'echo "$0 $#" "$@"') -> Path:
@@ -79,15 +81,18 @@ def test_lookup_can_start_nothing_but_tables_of_a_configuration(generation: int,
 
 def test_generations_come_and_go() -> None:
     async def body() -> None:
-        table = Table(name="t", kind=TableKind.PROC, backend="proc", config="/bin/true")
-        programs = parent(table)
-        programs.add_config(Config(hostname="h", generation=2, tables={"t": table}))
+        table = Table(name="t", kind=TableKind.PROC, backend="proc", config="/bin/cat")
+        configs = {2: Config(hostname="h", generation=2, tables={"t": table})}
+        processes = Programs(account=None, log=Log(io.StringIO()))
+        programs = TablePrograms(configs=configs.get, programs=processes)
         await programs.start_table(2, "t", 7)
-        programs.drop_config(2)
-        await programs.stop_table(2, "t")
+        del configs[2]
         with pytest.raises(TempFail):
             await programs.start_table(2, "t", 8)
-        await programs.stop_all()
+        await programs.stop_generation(20)
+        assert list(processes._running) == ["2 t"]
+        await programs.stop_generation(2)
+        assert not processes._running
 
     asyncio.run(body())
 

@@ -4,9 +4,10 @@ import asyncio
 import os
 import signal
 
+import msgspec
 import pytest
 
-from pillarbox.conf.model import Local
+from pillarbox.conf.model import Config, Local, MdaLimits
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Result
 from pillarbox.mda.process import DeliveryProcess
@@ -338,3 +339,28 @@ def test_command_whose_message_does_not_come_in_time_is_ended_with_it():
         assert "end" not in read_tree(world.home)
 
     in_world(body, a=MAILDIR)
+
+
+def test_an_order_is_carried_out_by_the_configuration_that_it_names() -> None:
+    async def body(world: World) -> None:
+        later = {"file": Local(name="file", method="mda", target="exit 75")}
+        world.agent.add_config(Config(hostname="mx.example.org", generation=1, actions=later))
+        orders = [world.order(n, "file") for n in (1, 2, 3)]
+        orders = [msgspec.structs.replace(order, generation=n) for n, order in enumerate(orders)]
+        await world.agent.deliver(orders)
+        outcomes = await world.outcomes(3)
+        assert [o.result for o in outcomes] == [Result.OK, Result.TEMPFAIL, Result.TEMPFAIL]
+        assert outcomes[2].errorline == "Unknown action: file"
+
+    in_world(body, file=Local(name="file", method="mda", target="cat >/dev/null"))
+
+
+def test_limits_are_those_of_the_configuration_in_use() -> None:
+    async def body(world: World) -> None:
+        world.agent.add_config(Config(hostname="mx", generation=1, actions={}, mda=MdaLimits(max_session=-1)))
+        await world.agent.deliver([])
+        world.agent.use_config(1)
+        with pytest.raises(TempFail, match="too many"):
+            await world.agent.deliver([])
+
+    in_world(body)

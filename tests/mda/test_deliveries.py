@@ -115,6 +115,53 @@ def in_world(body: Callable[[World], Awaitable[None]], **limits: int) -> None:
     asyncio.run(run())
 
 
+def test_what_no_child_was_given_follows_a_changed_action():
+    async def body(world: World) -> None:
+        world.give(1)
+        await world.orders(1)
+        world.give(1, first=2)
+        world.give(1, "command", first=3)
+        world.give(1, "lmtp", first=4)
+        actions = {"files": Local(name="files", method="mbox"), "command": ACTIONS["command"]}
+        world.deliveries.configure(Config(hostname="mx", generation=7, actions=actions))
+        assert world.deliveries.generations() == {0}
+        for number in (0, 1):
+            await world.end(number)
+            await world.orders(number + 2)
+            assert world.deliveries.generations() == {7}
+        found = [(order[0].envelope.dispatcher, order[0].generation) for order in world.agent.orders]
+        assert found == [("files", 0), ("files", 7), ("command", 7)]
+        assert [(o.evpid >> 32, o.result, o.errorline) for o in world.outcomes if o.result is not Result.OK] == [
+            (4, Result.TEMPFAIL, "Unknown action: lmtp")
+        ]
+
+    in_world(body, max_session=1)
+
+
+def test_limits_of_a_new_configuration_are_in_force_at_once():
+    async def body(world: World) -> None:
+        world.give(3, "command")
+        assert await world.orders(1) == [1]
+        limits = MdaLimits(max_session=3)
+        world.deliveries.configure(Config(hostname="mx", generation=1, actions=ACTIONS, mda=limits))
+        assert await world.orders(3) == [1, 1, 1]
+
+    in_world(body, max_session=1)
+
+
+def test_destination_that_had_no_room_is_told_when_a_configuration_makes_some():
+    async def body(world: World) -> None:
+        world.give(100, "command")
+        while world.deliveries.room("alice"):
+            world.give(1, "command", first=1000 + world.deliveries.room("alice"))
+        limits = MdaLimits(task_hiwat=1000)
+        world.deliveries.configure(Config(hostname="mx", generation=1, actions=ACTIONS, mda=limits))
+        assert world.ready == ["alice"]
+        assert world.deliveries.room("alice") > 500
+
+    in_world(body)
+
+
 def test_small_messages_of_a_user_share_a_child_and_the_rest_waits_for_it():
     async def body(world: World) -> None:
         world.give(1)

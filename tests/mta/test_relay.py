@@ -367,6 +367,106 @@ def test_new_configuration_applies_to_what_comes_next():
     play(go)
 
 
+def reconfigured(relays, *actions, generation=2):
+    relays.reconfigure(
+        Config(
+            hostname="new.example",
+            generation=generation,
+            mta=MtaLimits(**AT_ONCE),
+            actions={a.name: a for a in actions},
+        )
+    )
+
+
+def test_tasks_that_no_session_has_begun_follow_a_changed_action():
+    async def go():
+        it = Ordering(SMART, max_conn_per_host=1)
+        async with Running(it.mail):
+            for _ in range(3):
+                it.mail.send("a@far.example")
+            (old,) = await it.ordered(1)
+            begun = await it.relays.next_task(old.session, 0)
+            reconfigured(it.relays, Relay(name="out", host="smtp+notls://127.0.0.1:26"))
+            new = (await it.ordered(2))[1]
+            assert (new.generation, new.port) == (2, 26)
+            assert it.relays.generations() == {0, 2}
+            assert await it.relays.next_task(old.session, 60) is None, "nothing comes its way any more"
+            await it.relays.session_event(SessionEvent(session=old.session, state="closed", delivered=1))
+            assert it.relays.generations() == {2}
+            rest = [await it.relays.next_task(new.session, 0), await it.relays.next_task(new.session, 0)]
+            assert sorted(task.msgid for task in [begun, *rest]) == [1, 2, 3]
+
+    play(go)
+
+
+def test_session_that_waits_for_a_task_ends_with_its_configuration():
+    async def go():
+        async with Peer() as peer, Running(Mail(to(peer), session_keepalive=60)) as mail:
+            mail.send("a@far.example")
+            await mail.settled(1)
+            assert await mail.sessions.in_flight() == InFlight()
+            assert mail.sessions.generations() == {0}
+            reconfigured(mail.relays, to(peer))
+            async with asyncio.timeout(5):
+                while mail.sessions.generations() or mail.relays.generations():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert peer.sessions[0][-1] == "QUIT"
+
+    play(go)
+
+
+def test_task_of_a_session_that_failed_goes_by_the_new_configuration():
+    async def go():
+        it = Ordering(SMART)
+        async with Running(it.mail):
+            it.mail.send("a@far.example")
+            (old,) = await it.ordered(1)
+            await it.relays.next_task(old.session, 0)
+            reconfigured(it.relays, Relay(name="out", host="smtp+notls://127.0.0.1:26"))
+            await it.relays.session_event(SessionEvent(session=old.session, state="closed", unused=True))
+            assert (await it.ordered(2))[1].port == 26
+            assert it.relays.generations() == {2}
+
+    play(go)
+
+
+def test_tasks_whose_action_is_gone_are_put_off():
+    async def go():
+        it = Ordering(SMART, max_conn_per_host=0)
+        async with Running(it.mail):
+            it.mail.send("a@far.example")
+            reconfigured(it.relays)
+            assert await it.mail.settled(1) == [("tempfail", 'No relay action "out"')]
+
+    play(go)
+
+
+def test_smarthost_that_was_asked_for_before_is_asked_for_again():
+    async def go():
+        it = Ordering(Relay(name="out", domain="d"))
+        async with Running(it.mail):
+            it.mail.lookup.tables["d"] = {"far.example": "smtp://127.0.0.1:2525"}
+            it.mail.send("a@far.example")
+            reconfigured(it.relays, Relay(name="out", host="smtp+notls://127.0.0.1:26"))
+            assert [order.port for order in await it.ordered(1)] == [26]
+            assert it.relays.generations() == {2}
+
+    play(go)
+
+
+def test_route_that_is_paused_stays_so():
+    async def go():
+        it = Ordering(SMART)
+        async with Running(it.mail):
+            it.relays.pause_route("", "127.0.0.1", True)
+            reconfigured(it.relays, SMART)
+            assert it.relays.show_paused() == [" -> 127.0.0.1"]
+            it.mail.send("a@far.example")
+            assert (await it.mail.settled(1))[0][0] == "tempfail"
+
+    play(go)
+
+
 def test_what_smtpctl_shows():
     async def go():
         async with Peer() as peer, Running(Mail(to(peer), session_keepalive=5)) as mail:

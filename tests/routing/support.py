@@ -4,6 +4,7 @@ import asyncio
 import io
 
 from pillarbox.conf.model import Config, Criterion, Local, Relay, Rule, SmtpOptions, Srs, Table, TableKind
+from pillarbox.daemon.plans import Plans
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope
@@ -119,6 +120,7 @@ def make_lookup(config=None, *, parent=None, stream=None, now=lambda: NOW):
         now=now,
         local_addresses=lambda: frozenset({"127.0.0.1", "::1", "192.0.2.25"}),
         libexec="/libexec",
+        plans=Plans(libexec="/libexec", now=now),
     )
 
 

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from pillarbox.conf.model import AUTH_SYSTEM, Local, TableKind
+from pillarbox.conf.model import AUTH_SYSTEM, Local, Table, TableKind
 from pillarbox.errors import TempFail
 from pillarbox.roles.lookup import User
 from tests.routing.support import (
@@ -109,6 +109,20 @@ def test_dns_is_the_resolvers():
     assert ask([], lambda lookup: lookup.reverse_name("192.0.2.1")) == "name-of-192.0.2.1"
 
 
+def test_dns_is_asked_as_the_configuration_of_today_says():
+    class Other:
+        async def reverse_name(self, address):
+            return "other.example"
+
+    async def question(lookup):
+        lookup.add_config(configuration(generation=1))
+        before = await lookup.reverse_name("192.0.2.1")
+        lookup.use_config(1, Other())
+        return before, await lookup.reverse_name("192.0.2.1")
+
+    assert ask([], question) == ("name-of-192.0.2.1", "other.example")
+
+
 def test_each_generation_has_its_own_rules():
     lookup = make_lookup()
     lookup.add_config(configuration(generation=1, rules=[match("relay")]))
@@ -117,6 +131,46 @@ def test_each_generation_has_its_own_rules():
     assert envelope.dispatcher == "relay"
     asyncio.run(lookup.drop_config(0))
     assert expand(lookup, "alice@example.org") == "451 Temporary failure: <alice@example.org>"
+    lookup.close()
+
+
+def test_tables_that_hold_something_are_closed_with_their_configuration():
+    lookup, closed = make_lookup(), []
+    lookup.add_config(configuration(generation=1))
+
+    def closing(number):
+        async def close():
+            closed.append(number)
+
+        return close
+
+    async def scenario():
+        for number, generation in lookup._generations.items():
+            generation.tables["users"].close = closing(number)
+        await lookup.drop_config(0)
+        assert closed == [0]
+        await lookup.close_tables()
+        assert closed == [0, 1]
+
+    asyncio.run(scenario())
+    lookup.close()
+
+
+def test_update_table_leaves_another_file_of_that_name_in_an_older_configuration_alone():
+    def with_path(generation, path):
+        domains = Table(name="domains", kind=TableKind.FILE, config=path, entries=((f"{path}.example", ""),))
+        rules = [match("local", dest=criterion("domain", "domains"))]
+        return configuration(generation=generation, rules=rules, tables=[domains])
+
+    parent = Parent(tables={"domains": (("read.example", ""),)})
+    lookup = make_lookup(with_path(0, "old"), parent=parent)
+    lookup.add_config(with_path(1, "new"))
+    lookup.use_config(1, lookup._resolver)
+    assert asyncio.run(lookup.update_table("domains"))
+    assert expand(lookup, "alice@old.example")[0].dispatcher == "local"
+    assert expand(lookup, "alice@read.example").startswith("550 ")
+    assert expand(lookup, "alice@read.example", generation=1)[0].dispatcher == "local"
+    assert expand(lookup, "alice@new.example", generation=1).startswith("550 ")
     lookup.close()
 
 

@@ -177,6 +177,15 @@ class World:
         """Lines without the session id."""
         return [line.partition(" ")[2] for line in self._log.getvalue().splitlines()]
 
+    def configure(self, config: Config, *, listening: dict[str, int] | None = None) -> None:
+        """Serve this configuration from now on, its listener 1 at the door unless said otherwise."""
+        self.server.configure(
+            config,
+            {},
+            listening={"door": 1} if listening is None else listening,
+            local_addresses=frozenset(("127.0.0.1",)),
+        )
+
     async def connect(self) -> Dialogue:
         return Dialogue(*await asyncio.open_connection("127.0.0.1", self.port))
 
@@ -215,7 +224,7 @@ async def world(
         auth_delay=lambda: 0.0,
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server.add_socket(1, listening)
+        server.add_socket("door", 1, listening)
         try:
             yield World(server, lookup, queue, text, listening.getsockname()[1])
         finally:

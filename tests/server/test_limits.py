@@ -156,7 +156,7 @@ def test_without_descriptors_accepting_rests_and_goes_on():
     async def scenario(w: World, clock: Clock) -> None:
         with socket.create_server(("127.0.0.1", 0)) as real:
             starved = NoDescriptors(real)
-            w.server.add_socket(1, starved)  # type: ignore[arg-type]
+            w.server.add_socket("starved", 1, starved)  # type: ignore[arg-type]
             w.port = real.getsockname()[1]
             c = await w.connect()
             await w.until(lambda: starved.calls == 1)

@@ -340,5 +340,5 @@ def test_protocols_that_leave_nothing(text):
 def test_a_key_that_does_not_fit_names_the_listener():
     listener = Listener(id=1, line=7, interface="lo", pki=("a",), tls=TlsMode.STARTTLS)
     wrong = Material(cert=certificate("a.example")[0], key=certificate("b.example")[1])
-    with pytest.raises(PermFail, match="line 7: listener lo"):
+    with pytest.raises(PermFail, match=":7: listen on lo: TLS: "):
         build_context(listener, Config(hostname="h"), {"a": wrong}, {})

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 DEADLINE = 60.0  # seconds a program may take
-_PRELOAD = ["pillarbox.cli.smtpctl", "pillarbox.cli.sendmail", "pillarbox.cli.smtpd", "pillarbox.daemon.check"]
+_PRELOAD = [
+    "pillarbox.cli.smtpctl",
+    "pillarbox.cli.sendmail",
+    "pillarbox.cli.smtpd",
+    "pillarbox.daemon.check",
+    "pillarbox.daemon.explain",
+]
 
 
 class Programs:

@@ -4,15 +4,17 @@ import os
 import signal
 import smtplib
 import socket
+import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 from tests.system.server import Server, Wiring, free_port, kill, tree, wait_for
+from tests.system.test_crash import account
 
 PROGRAM = """\
 #!/usr/bin/python3
@@ -211,6 +213,39 @@ def test_programs_end_with_a_server_that_is_killed(folder: Path, wiring: Wiring)
         for pid in [program, *tree(server.process.pid if server.process else program)]:
             kill(pid, signal.SIGKILL)
         server.stop()
+
+
+def test_mail_for_users_of_a_database_is_delivered(folder: Path, wiring: Wiring) -> None:
+    """Domains, aliases and users by `table-sqlite`, which comes with the server."""
+    port, owner = free_port(), account()
+    home = folder / "home"
+    home.mkdir()
+    os.chown(home, owner.pw_uid, owner.pw_gid)
+    with closing(sqlite3.connect(folder / "mail.sqlite")) as database, database:
+        database.execute("CREATE TABLE entries (service, name, value)")
+        rows = [("domain", "db.example", ""), ("alias", "staff", "bob, ann"), ("alias", "bob", "ann")]
+        database.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+        database.execute("CREATE TABLE users (name, uid, gid, home)")
+        database.execute("INSERT INTO users VALUES ('ann', ?, ?, ?)", (owner.pw_uid, owner.pw_gid, str(home)))
+    (folder / "sqlite.conf").write_text(
+        f"dbpath {folder}/mail.sqlite\n"
+        "query_domain SELECT name FROM entries WHERE service = 'domain' AND name = ?;\n"
+        "query_alias SELECT value FROM entries WHERE service = 'alias' AND name = ?;\n"
+        "query_userinfo SELECT uid, gid, home FROM users WHERE name = ?;\n"
+    )
+    config = f"""\
+table db sqlite:{folder}/sqlite.conf
+listen on 127.0.0.1 port {port} hostname mail.test
+action "local" maildir userbase <db> alias <db>
+match from any for domain <db> action "local"
+"""
+    with Server(folder, config, wiring) as server:
+        assert rcpt(port, "db.example", "other.example") == [550, 550]  # nobody is x@db.example
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
+            client.sendmail("s@client.example", ["Staff@DB.example"], "Subject: from a database\r\n\r\nx\r\n")
+        delivered = home / "Maildir/new"
+        assert wait_for(lambda: delivered.is_dir() and list(delivered.iterdir()), 20), server.log()
+        assert "Subject: from a database" in next(delivered.iterdir()).read_text()
 
 
 def test_many_recipients_at_once_are_all_answered(folder: Path, wiring: Wiring) -> None:

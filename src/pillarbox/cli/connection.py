@@ -8,7 +8,15 @@ from pillarbox.control import wire
 
 TIMEOUT = 300.0  # seconds for one answer: `schedule all` of a long queue takes its time
 
-_REPEATABLE = (wire.ShowQueue, wire.ShowEnvelope, wire.ReadMessage, wire.ShowMta, wire.ShowStats, wire.ShowStatus)
+_REPEATABLE = (
+    wire.ShowQueue,
+    wire.ShowEnvelope,
+    wire.ReadMessage,
+    wire.ShowMta,
+    wire.ShowStats,
+    wire.ShowStatus,
+    wire.Explain,
+)
 
 
 class ControlError(Exception):

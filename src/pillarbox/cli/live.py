@@ -74,6 +74,17 @@ class Live:
             yield from answer.lines
             shown += len(answer.lines)
 
+    def config(self) -> Iterator[str]:
+        """The running configuration, in pieces."""
+        generation, offset = -1, 0
+        while True:
+            answer = self.look(wire.ShowConfig(generation, offset))
+            if not isinstance(answer, wire.Text) or not answer.text:
+                return
+            yield answer.text
+            generation = answer.generation
+            offset += len(answer.text)
+
     def _pieces(self, msgid: int, answer: wire.Answer) -> Iterator[bytes]:
         offset = 0
         while isinstance(answer, wire.Piece) and answer.data:

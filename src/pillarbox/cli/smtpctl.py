@@ -37,7 +37,7 @@ class Smtpctl:
 
     def __init__(self, state: str) -> None:
         self._state = state
-        self._server = Live(state)
+        self.server = Live(state)
 
     def grammar(self) -> Grammar:
         """The reference's commands in the reference's order, which is that of its hints; then our own."""
@@ -65,6 +65,7 @@ class Smtpctl:
         g.add("resume smtp", self._plain(wire.Pause("smtp", False)))
         for which in ("<msgid>", "<evpid>", "all"):
             g.add(f"schedule {which}", self._change("schedule", "scheduled"))
+        g.add("show config", self._show_config, listed=False)
         g.add("show envelope <evpid>", self._show_envelope)
         g.add("show hoststats", self._show_mta("hoststats"))
         g.add("show message <msgid>", self._show_message)
@@ -87,19 +88,20 @@ class Smtpctl:
         g.add("spf walk", self._spf_walk)
         g.add("spf walk <str>", self._spf_walk, listed=False)
         g.add("stop", self._plain(wire.Stop()), listed=False)
+        g.add("reload", self._reload, listed=False)
         return g
 
     def _queue(self) -> "Live | Stored":
         """Where the queue is looked at: the server, or without one its store."""
-        if self._server.running():
-            return self._server
+        if self.server.running():
+            return self.server
         from pillarbox.cli.stored import Stored  # noqa: PLC0415 - rarely needed
 
         return Stored(self._state)
 
     def _report(self, request: wire.Request) -> int:
         """Carry out, and say in the reference's words whether it was done."""
-        answer = self._server.ask(request)
+        answer = self.server.ask(request)
         if isinstance(answer, wire.Failed):
             print(f"command failed: {answer.text}" if answer.text else "command failed")
             return 1
@@ -107,6 +109,15 @@ class Smtpctl:
         return 0
 
     # Commands
+
+    def _reload(self, _: list[Value]) -> int:
+        """What is wrong with the file, as `smtpd -n` says it; nothing has changed then."""
+        answer = self.server.look(wire.Reload())
+        problems, notes = (answer.problems, answer.notes) if isinstance(answer, wire.Reloaded) else ((), ())
+        for text in (*problems, *notes):
+            print(text, file=sys.stderr)
+        print("command failed" if problems else "command succeeded")
+        return 1 if problems else 0
 
     def _plain(self, request: wire.Request) -> Callable[[list[Value]], int]:
         return lambda _: self._report(request)
@@ -125,7 +136,7 @@ class Smtpctl:
         return 0
 
     def _count(self, verb: str, values: list[Value]) -> int:
-        answer = self._server.look(wire.Change(verb, int(values[0]) if values else 0))
+        answer = self.server.look(wire.Change(verb, int(values[0]) if values else 0))
         return answer.count if isinstance(answer, wire.Count) else 0
 
     def _route(self, paused: bool) -> Callable[[list[Value]], int]:
@@ -168,16 +179,21 @@ class Smtpctl:
             sys.stdout.buffer.write(piece)
         return 0
 
+    def _show_config(self, _: list[Value]) -> int:
+        for text in self.server.config():
+            sys.stdout.write(text)
+        return 0
+
     def _show_mta(self, what: str) -> Callable[[list[Value]], int]:
         def show(_: list[Value]) -> int:
-            for line in self._server.lines(what):
+            for line in self.server.lines(what):
                 print(line)
             return 0
 
         return show
 
     def _stats(self) -> dict[str, int]:
-        answer = self._server.look(wire.ShowStats())
+        answer = self.server.look(wire.ShowStats())
         return answer.values if isinstance(answer, wire.Numbers) else {}
 
     def _show_stats(self, _: list[Value]) -> int:
@@ -185,7 +201,7 @@ class Smtpctl:
         return 0
 
     def _show_status(self, _: list[Value]) -> int:
-        answer = self._server.look(wire.ShowStatus())
+        answer = self.server.look(wire.ShowStatus())
         paused = answer.lines if isinstance(answer, wire.Lines) else []
         for kind in ("mda", "mta", "smtp"):
             print(f"{kind.upper()} {'paused' if kind in paused else 'running'}")
@@ -278,6 +294,10 @@ def main() -> int:
 
     def command() -> int:
         control, arguments = _open(sys.argv[1:])
+        if arguments[:1] == ["explain"]:
+            from pillarbox.cli.explain import explain  # noqa: PLC0415 - with -f it brings a server's parts along
+
+            return explain(arguments[1:], control.server)
         return control.grammar().run(arguments)
 
     return _run(name, command)

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     if options.check:
         from pillarbox.daemon.check import check_config  # noqa: PLC0415
 
-        status = check_config(file, dict(options.macros))
+        status = check_config(file, dict(options.macros), show=sys.stdout if options.verbose else None)
         if status:
             _hint(file)
         return status
@@ -43,6 +43,7 @@ def _serve(options: argparse.Namespace, file: str, state: str) -> int:
     settings = Settings(
         file=os.path.abspath(file),
         state=os.path.abspath(state),
+        directory=os.getcwd(),
         macros=dict(options.macros),
         foreground=options.foreground,
         debug=options.debug,
@@ -87,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"Pillarbox {__version__} (as OpenSMTPD {REFERENCE_VERSION})")
     add("-d", dest="debug", action="store_true", help="stay in the foreground and log to stderr")
     add("-F", dest="foreground", action="store_true", help="stay in the foreground and log to syslog")
-    add("-n", dest="check", action="store_true", help="check the configuration and end")
+    add(
+        "-n",
+        dest="check",
+        action="store_true",
+        help="check the configuration and end; with -v, print it in canonical form",
+    )
     add("-v", dest="verbose", action="count", default=0, help="log more")
     add("-D", dest="macros", action="append", default=[], type=macro, metavar="macro=value", help="define a macro")
     add("-f", dest="file", metavar="file", help="the configuration")

@@ -18,9 +18,11 @@ def build_action(draft: Draft, node: Node) -> None:
     name = word(node)
     if name in draft.actions:
         raise Wrong(token(node), f"dispatcher already declared with that name: {name}")
+    draft.declare("action", name, node)
     method, *rest = options(node)
     relays = method.data == "method_relay"
     action: Local | Relay = Relay(name=name, line=draft.line) if relays else _local(name, draft.line, method)
+    action = msgspec.structs.replace(action, file=draft.source.name)
     for part in rest:
         with draft.collecting():
             changes = _OPTIONS[str(part.data)](draft, action, part)

@@ -15,6 +15,7 @@ def _new_table(draft: Draft, node: Node) -> str:
         raise Wrong(token(node), f'table "{name}" already defined')
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
         raise Wrong(token(node), "table name too long")
+    draft.declare("table", name, node)
     return name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pillarbox.conf.actions import build_action
+from pillarbox.conf.advice import advise
 from pillarbox.conf.backends import build_table_backend, build_table_static
 from pillarbox.conf.draft import Checker, Draft, Node, Wrong, options, token, word, words
 from pillarbox.conf.filters import (
@@ -19,6 +20,7 @@ from pillarbox.conf.filters import (
     build_filter_phase,
     build_filter_proc,
     build_proc,
+    build_report,
 )
 from pillarbox.conf.lexer import Lexer
 from pillarbox.conf.listeners import PORT_MAX, build_listen_on, build_listen_socket
@@ -62,7 +64,10 @@ def load_config(
         report.problems.append(Problem("no rules, nothing to do: without a match no mail is accepted", file))
     if report.problems:
         raise ConfigError(report.all())
-    return _finish(draft, file)
+    config = _finish(draft, file)
+    for (kind, name), message in advise(config, checker):
+        draft.advise(kind, name, message)
+    return msgspec.structs.replace(config, warnings=tuple(map(str, report.sorted_warnings())))
 
 
 def _build(draft: Draft, statement: Statement) -> None:
@@ -101,9 +106,9 @@ def _finish(draft: Draft, file: str) -> Config:
         rules=tuple(draft.rules),
         procs=draft.procs,
         filters=draft.filters,
+        reports=tuple(draft.reports),
         mda_wrappers=draft.mda_wrappers,
         mta_domains=draft.mta_domains,
-        warnings=tuple(str(warning) for warning in draft.report.warnings),
         **draft.options,
     )
 
@@ -161,6 +166,7 @@ def _named_by_host(node: Node) -> str:
 def _ca(draft: Draft, node: Node) -> None:
     name, path = _named_by_host(node), word(node, 1)
     draft.ca[name] = path
+    draft.declare("ca", name, node)
     if draft.checker is not None and (fault := draft.checker.ca(path)):
         raise Wrong(node, fault)
 
@@ -177,6 +183,7 @@ def _pki(draft: Draft, node: Node) -> None:
         pki = msgspec.structs.replace(pki, **{field: value})
     draft.pki[name] = pki
     draft.pki_places[name] = (draft.source, node)
+    draft.declare("pki", name, node)
 
 
 def _resolver(draft: Draft, node: Node) -> None:
@@ -212,6 +219,7 @@ def _mda_wrapper(draft: Draft, node: Node) -> None:
     if name in draft.mda_wrappers:
         raise Wrong(token(node), f"mda wrapper already declared with that name: {name}")
     draft.mda_wrappers[name] = command
+    draft.declare("wrapper", name, node)
 
 
 def _limits(group: str, kind: str, names: tuple[str, ...]) -> Callable[[Draft, Node], None]:
@@ -307,6 +315,7 @@ _STATEMENTS: dict[str, Callable[[Draft, Node], None]] = {
     "ca": _ca,
     "pki": _pki,
     "proc": build_proc,
+    "report": build_report,
     "srs_key": _set("srs", "key"),
     "srs_backup": _set("srs", "backup_key"),
     "srs_ttl": _srs_ttl,

@@ -7,15 +7,30 @@ from typing import Any, Protocol
 import msgspec
 from lark import Token, Tree
 
-from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Source
-from pillarbox.conf.model import Config, Filter, Listener, Local, MtaLimits, Pki, Proc, Relay, Rule, Table, TableKind
+from pillarbox.conf.advice import Judge
+from pillarbox.conf.lexer import NUMBER, STRING, Lexer, Skimmed, Source
+from pillarbox.conf.model import (
+    UNNAMED_CHAIN,
+    Config,
+    EventReport,
+    Filter,
+    Listener,
+    Local,
+    MtaLimits,
+    Pki,
+    Proc,
+    Relay,
+    Rule,
+    Table,
+    TableKind,
+)
 from pillarbox.conf.report import Report
 from pillarbox.conf.tables import Shape, Tables, key_fits
 
 Node = Tree[Token]
 
 
-class Checker(Protocol):
+class Checker(Judge, Protocol):
     """Questions about the machine that only `daemon/check` can answer. Where the answer is a `str`, "" means fine."""
 
     def local_addresses(self) -> Sequence[str]:
@@ -75,11 +90,13 @@ class Draft:
         self.rules: list[Rule] = []
         self.procs: dict[str, Proc] = {}
         self.filters: dict[str, Filter] = {}
+        self.reports: list[EventReport] = []
         self.mda_wrappers: dict[str, str] = {}
         self.mta_domains: dict[str, MtaLimits] = {}
         self.source: Source = lexer.source
         self.line = 0
         self.failed = False  # the current statement
+        self._places: dict[tuple[str, str | int], tuple[Source, int, int]] = {("file", ""): (lexer.source, 1, 0)}
         self._given: set[str] = set()  # options of the current statement that count once, be they empty
         self._chains = 0
 
@@ -111,6 +128,15 @@ class Draft:
             self.failed = True
             line, pos = place(wrong.node)
             self.report.at(wrong.message, self.source, line, pos, names=wrong.names, near=wrong.near)
+
+    def declare(self, kind: str, name: str | int, node: Node) -> None:
+        """Remember where something was declared (the last time)."""
+        self._places[kind, name] = (self.source, *place(_edge(node, 0)))
+
+    def advise(self, kind: str, name: str | int, message: str) -> None:
+        """Warn about something that was declared."""
+        source, line, pos = self._places[kind, name]
+        self.report.warn(message, source, line, pos)
 
     def warn(self, node: Node | Token, message: str) -> None:
         """Something that is legal but hardly meant."""
@@ -163,7 +189,7 @@ class Draft:
             self._require_filter(token(node))
             return name
         self._chains += 1
-        name = f"<dynchain:{self._chains:08x}>"
+        name = f"{UNNAMED_CHAIN}{self._chains:08x}>"
         self.filters[name] = self.chain(name, options(node)[0])
         return name
 
@@ -202,7 +228,13 @@ def _edge(node: Node | Token, index: int) -> Token:
 
 def values(node: Node) -> list[Token]:
     """The words and numbers among a node's children."""
-    return [child for child in node.children if isinstance(child, Token) and child.type in _VALUES]
+    found: list[Token] = []
+    for child in node.children:
+        if isinstance(child, Skimmed):
+            found += [Token.new_borrow_pos(STRING, element, child) for element in child.elements]
+        elif isinstance(child, Token) and child.type in _VALUES:
+            found.append(child)
+    return found
 
 
 def token(node: Node, index: int = 0) -> Token:
@@ -217,7 +249,13 @@ def word(node: Node, index: int = 0) -> str:
 
 def words(node: Node) -> list[str]:
     """The text of all words and numbers."""
-    return [str(value) for value in values(node)]
+    found: list[str] = []
+    for child in node.children:
+        if isinstance(child, Skimmed):
+            found += child.elements
+        elif isinstance(child, Token) and child.type in _VALUES:
+            found.append(str(child))
+    return found
 
 
 def options(node: Node) -> list[Node]:

@@ -1,9 +1,9 @@
-"""`proc` and `filter` → `Proc` and `Filter`."""
+"""`proc`, `filter` and `report` → `Proc`, `Filter` and `EventReport`."""
 
 import msgspec
 
 from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word, words
-from pillarbox.conf.model import Filter, Proc
+from pillarbox.conf.model import EventReport, Filter, Proc
 from pillarbox.conf.rules import condition
 
 
@@ -12,7 +12,20 @@ def build_proc(draft: Draft, node: Node) -> None:
     name = word(node)
     if name in draft.procs:
         raise Wrong(node, f"processor already exists with that name: {name}")
+    draft.declare("proc", name, node)
     draft.procs[name] = _proc(draft, node)
+
+
+def build_report(draft: Draft, node: Node) -> None:
+    """`report smtp-in|smtp-out|smtp on PROC`: `smtp` is both."""
+    name = word(node)
+    if name not in draft.procs:
+        raise Wrong(token(node), f"no processor exist with that name: {name}", names=draft.procs, near=name)
+    direction = str(options(node)[0].data).removeprefix("report_").replace("_", "-")
+    for one in ("smtp-in", "smtp-out") if direction == "smtp" else (direction,):
+        if any(known.direction == one and known.proc == name for known in draft.reports):
+            raise Wrong(node, f"{one} already reported on {name}")
+        draft.reports.append(EventReport(direction=one, proc=name, line=draft.line))
 
 
 def build_filter_proc(draft: Draft, node: Node) -> None:
@@ -71,4 +84,5 @@ def _new_filter(draft: Draft, node: Node) -> str:
     name = word(node)
     if name in draft.filters:
         raise Wrong(token(node, 0), f"filter already exists with that name: {name}")
+    draft.declare("filter", name, node)
     return name

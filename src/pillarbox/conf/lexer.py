@@ -61,6 +61,21 @@ _QUOTED_ESCAPE = {
 _WINDOW = 256  # characters of the file that are lexed together with a macro's text, at first
 
 
+class Skimmed(Token):
+    """A separator within braces, and the `elements` behind it that were not parsed one by one."""
+
+    __slots__ = ("elements",)
+    elements: list[str]
+
+    def __new__(cls, separator: Token, elements: list[str]) -> "Skimmed":
+        """A separator that carries elements."""
+        made: Skimmed = super().__new__(  # type: ignore[assignment]  # lark says Token, and it is one of cls
+            cls, separator.type, str(separator), separator.start_pos, separator.line
+        )
+        made.elements = elements
+        return made
+
+
 class LexError(Exception):
     """No token here; `line` and `pos` say where, `macro` which one is unknown. The lexer stands at the line's end."""
 
@@ -112,6 +127,15 @@ def scan(text: str, pos: int) -> Match:
     return Match(_PUNCTUATION[mark], mark, found.end() - 1, found.end())
 
 
+def word_of(written: str) -> str | None:
+    """The word that a text is read as; None where it is not one, or more than that."""
+    try:
+        found = scan(written, 0)
+    except _Bad:
+        return None
+    return found.text if found.type == STRING and found.end == len(written) else None
+
+
 def _scan_rare(text: str, pos: int) -> Match:
     pos = _BLANK.match(text, pos).end()  # type: ignore[union-attr]  # it matches the empty string too
     if text[pos : pos + 1] == "\\":  # outside quotes it only disappears
@@ -148,11 +172,12 @@ def _word(text: str, word: str, start: int, end: int) -> Match:
 
 def _number(text: str, digits: str, start: int, end: int) -> Match:
     # Twenty digits are more than 64 bits hold; int() of a longer run would not be linear.
-    value = int(digits) if len(digits) <= 20 else None
+    sign, significant = (-1 if digits[0] == "-" else 1), digits.lstrip("-").lstrip("0")
+    value = sign * int(significant or "0") if len(significant) <= 20 else None
     if value is None or not -(1 << 63) <= value < 1 << 63:
         fault = "too small" if digits[0] == "-" else "too large"
         raise _Bad(f'"{digits[:40]}" invalid number: {fault}', start)
-    return Match(NUMBER, digits, start, end)
+    return Match(NUMBER, str(value), start, end)
 
 
 def _quoted(text: str, pos: int, quote: str) -> Match:
@@ -173,6 +198,26 @@ def _limited(value: str, pos: int) -> str:
     if len(value) * 4 > MAX_TOKEN and len(value.encode("utf-8", "surrogatepass")) > MAX_TOKEN:
         raise _Bad("string too long", pos)
     return value
+
+
+_SIMPLE = rf'(?:(?P<{{0}}>[A-Za-z0-9:_][{_WORD_CHARS}]*+(?!\\))|"(?P<{{0}}_string>[^"\\\n\x00]*)")'
+_NEXT = r'(?=[A-Za-z0-9:_"])'
+_BEHIND = {"_COMMA": rf"[ \t]*+,[ \t\n]*+{_NEXT}", NL: rf"[ \t]*+\n[ \t\n]*+{_NEXT}"}
+_ELEMENTS = {sep: re.compile(rf"[ \t\n]*+{_SIMPLE.format('word')}{behind}") for sep, behind in _BEHIND.items()}
+_PAIRS = {
+    sep: re.compile(rf"[ \t\n]*+{_SIMPLE.format('word')}[ \t]*+=>?[ \t]*+{_SIMPLE.format('value')}{behind}")
+    for sep, behind in _BEHIND.items()
+}
+
+
+def _simple(text: str, unit: "re.Match[str]", name: str) -> str | None:
+    """An element that `skim` found; None where it is a keyword, a number or very long."""
+    value = unit[f"{name}_string"]
+    if value is None:
+        value = unit[name]
+        if value in KEYWORDS or ("0" <= value[0] <= "9" and _NUMBER.match(text, unit.start(name))):
+            return None
+    return value if len(value) * 4 <= MAX_TOKEN else None
 
 
 class Lexer:
@@ -238,6 +283,31 @@ class Lexer:
                 self._expand(found.text, found.start)
             else:
                 return self._take(source, found)
+
+    def skim(self, *, pairs: bool, separator: str) -> list[str]:
+        """Elements of a list, or keys and values, that stand next, as far as they are simple and not the last.
+
+        Each is a word or a string without backslash, with a separator of this type (comma, newline) behind it and
+        another one after that; whatever else comes is left to `token`. It is for long lists: ten times as fast.
+        """
+        if self._window:
+            return []
+        source, found = self.source, list[str]()
+        text, pos, pattern = source.text, source.pos, (_PAIRS if pairs else _ELEMENTS)[separator]
+        while unit := pattern.match(text, pos):
+            for name in ("word", "value") if pairs else ("word",):
+                simple = _simple(text, unit, name)
+                if simple is None:
+                    break
+                found.append(simple)
+            else:
+                pos = unit.end()
+                continue
+            break
+        if pairs and len(found) % 2:
+            found.pop()
+        self._advance(pos)
+        return found
 
     def skip_line(self) -> None:
         """Stand before the end of this line; a continued line is one line."""

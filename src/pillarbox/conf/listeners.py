@@ -1,5 +1,6 @@
 """`listen on …` → `Listener`."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ MAX_PKI = 32
 PORT_MAX = 65535
 _WELL_KNOWN = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
 
+_SERVICE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # the name of a file in /etc/pam.d
+
 _Fields = dict[str, Any]
 
 
@@ -20,7 +23,7 @@ def build_listen_socket(draft: Draft, node: Node) -> None:
     fields = _options(draft, node)
     if any(listener.socket for listener in draft.listeners):
         raise Wrong(node, "socket listener already configured")
-    _add(draft, socket=True, **fields)
+    _add(draft, node, socket=True, **fields)
 
 
 def build_listen_on(draft: Draft, node: Node) -> None:
@@ -31,12 +34,13 @@ def build_listen_on(draft: Draft, node: Node) -> None:
         _check_auth(fields, node)
         _warn_of_secrets(draft, fields, node)
         _check_names(draft, fields, node)
-        listener = _add(draft, interface=word(node), **fields)
+        listener = _add(draft, node, interface=word(node), **fields)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
             raise Wrong(token(node), fault)
 
 
-def _add(draft: Draft, **fields: Any) -> Listener:
+def _add(draft: Draft, node: Node, **fields: Any) -> Listener:
+    draft.declare("listener", len(draft.listeners), node)
     listener = Listener(id=len(draft.listeners), line=draft.line, **fields)
     draft.listeners.append(listener)
     return listener
@@ -150,7 +154,10 @@ def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
         how = option(node, "pam")
         if how is not None:
-            table = f"<pam:{words(how)[0] if words(how) else PAM_SERVICE}>"
+            service = words(how)[0] if words(how) else PAM_SERVICE
+            if not _SERVICE.fullmatch(service):
+                raise Wrong(token(how), f"invalid PAM service: {service}")
+            table = f"<pam:{service}>"
         else:
             table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
         if "auth" in fields:

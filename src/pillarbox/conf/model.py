@@ -8,6 +8,9 @@ from enum import StrEnum
 
 import msgspec
 
+UNNAMED_TABLE = "<dynamic:"  # how the names begin that tables and chains get which have none
+UNNAMED_CHAIN = "<dynchain:"
+
 
 class TableKind(StrEnum):
     """Where a table's content comes from."""
@@ -28,6 +31,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     backend: str = ""  # for PROC: the word before the colon
     mapping: bool = False  # key → value rather than a list
     entries: tuple[tuple[str, str], ...] = ()
+
+    def is_unnamed(self) -> bool:
+        """Whether it was written where it is used."""
+        return self.kind is TableKind.STATIC and self.name.startswith(UNNAMED_TABLE)
 
 
 class Pki(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +138,7 @@ class Local(msgspec.Struct, frozen=True, kw_only=True, tag="local"):
     name: str
     method: str
     line: int = 0
+    file: str = ""
     target: str = ""
     junk: bool = False  # maildir junk
     lmtp_rcpt_to: bool = False  # lmtp … rcpt-to
@@ -153,6 +161,7 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
 
     name: str
     line: int = 0
+    file: str = ""
     ttl: int = 0
     host: str = ""
     hosts: str = ""
@@ -194,6 +203,18 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     conditions: tuple[Criterion, ...] = ()
     decision: str = ""
     argument: str = ""
+
+    def is_unnamed(self) -> bool:
+        """Whether it is a chain that was written where it is used."""
+        return self.kind == "chain" and self.name.startswith(UNNAMED_CHAIN)
+
+
+class EventReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`report smtp-in|smtp-out on PROC` (ours): the events of these sessions go to a processor."""
+
+    direction: str  # smtp-in, smtp-out
+    proc: str
+    line: int = 0
 
 
 class SmtpOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -292,6 +313,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     procs: dict[str, Proc] = {}
     filters: dict[str, Filter] = {}
+    reports: tuple[EventReport, ...] = ()
     mda_wrappers: dict[str, str] = {}
     smtp: SmtpOptions = SmtpOptions()
     queue: QueueOptions = QueueOptions()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lark import Lark, Token, Tree, UnexpectedToken
 from lark.lexer import Lexer as LarkLexer
 
-from pillarbox.conf.lexer import EOF, KEYWORDS, NL, NUMBER, OTHER, STRING, Lexer, LexError, Source
+from pillarbox.conf.lexer import EOF, KEYWORDS, NL, NUMBER, OTHER, STRING, Lexer, LexError, Skimmed, Source
 from pillarbox.conf.report import Report
 
 Node = Tree[Token]
@@ -93,20 +93,32 @@ class Parser:
             yield self._pushed.pop()
             yield Token.new_borrow_pos(NL, "\n", second)
             return
+        recent: list[str] = []  # the types of the last tokens within braces
         before = second.type
         while True:
             token = self._next()
             if first.type == "_LISTEN" and token.type == STRING and self._depth == 0:
                 token = _listen_word(token, before)
             before = token.type
-            if token.type == NL and self._depth > 0:
-                while (following := self._next()).type == NL:
-                    pass
-                self._pushed.append(following)
+            if self._depth > 0 and token.type in _SEPARATORS and not self._pushed:
+                skimmed = self._skim(recent, token.type)
+                if skimmed:
+                    token = Skimmed(token, skimmed)
+                elif token.type == NL:
+                    while (following := self._next()).type == NL:
+                        pass
+                    self._pushed.append(following)
             self._depth += _BRACES.get(token.type, 0)
+            recent = [*recent[-2:], token.type]
             yield token
             if token.type == EOF or (token.type == NL and self._depth <= 0):
                 return
+
+    def _skim(self, recent: list[str], separator: str) -> list[str]:
+        """Elements that need not pass the parser: between two of their kind they change nothing in its state."""
+        if recent[-1:] != [STRING]:
+            return []
+        return self._lexer.skim(pairs=recent[-2:-1] in (["_EQ"], ["_ARROW"]), separator=separator)
 
     def _syntax_error(self, error: UnexpectedToken, first: Token, source: Source) -> None:
         token = error.token if error.token.type != "$END" else first
@@ -115,6 +127,8 @@ class Parser:
         unknown = first.type == STRING and expected == {"_EQ"}
         at = first if unknown else token
         message = _unknown(first) if unknown else _explain(token, expected)
+        if first.type in _WORDS and self._name == "=":
+            message, at = f'syntax error: "{first}" is a keyword; a macro needs another name', first
         self._report.at(message, source, at.line or 0, at.start_pos or 0)
         self._report.broken(str(first), self._name, first.line or 0)
         if token is not first and token.type in _DIRECTIVES and self._begins_line(token, source):
@@ -172,8 +186,9 @@ _AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
 _WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders"
 _LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT"}
 _LINE_ENDS = {NL, EOF}
+_SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
-_STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue scheduler smtp srs table"
+_STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue report scheduler smtp srs table"
 _DIRECTIVES = {KEYWORDS[word] for word in _STATEMENTS.split()}
 _WORDS = {terminal: word for word, terminal in KEYWORDS.items()}
 _MARKS = {"_LBRACE": "{", "_RBRACE": "}", "_LT": "<", "_GT": ">", "_COMMA": ",", "_BANG": "!", "_EQ": "="}
@@ -207,13 +222,15 @@ def _old(text: str) -> str:
 def _explain(token: Token, expected: set[str]) -> str:
     """`syntax error`, as the reference says, and then what is wrong here."""
     text = str(token)
+    if token.type in _LINE_ENDS and {"_ACTION", "_REJECT"} <= expected:
+        return 'syntax error: the line ends too early; a match ends with an action, or with "reject"'
     if token.type in _LINE_ENDS:
         return f"syntax error: the line ends too early{_wanted(expected)}"
     if token.type == NUMBER and STRING in expected:
         return f"syntax error: {text} is a number here; write a name made of digits in quotes"
     if text in _OLD:
         return _old(text)
-    if token.type in _WORDS and expected <= {STRING}:
+    if token.type in _WORDS and expected <= {STRING, NL}:
         return f'syntax error: "{text}" is a keyword; write it in quotes where it is a name'
     near = "" if token.type in _WORDS else Report.nearest(text, [_WORDS[e] for e in expected if e in _WORDS])
     if near:

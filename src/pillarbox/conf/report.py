@@ -40,7 +40,13 @@ class Report:
     def warn(self, message: str, source: Source, line: int, pos: int) -> None:
         """Something that is legal but hardly meant."""
         if len(self.warnings) < MAX_PROBLEMS:
-            self.warnings.append(_problem(message, source, line, pos))
+            self.warnings.append(_problem(f"warning: {message}", source, line, pos))
+
+    def sorted_warnings(self) -> list[Problem]:
+        """The warnings in the order of the lines, where there is only one file."""
+        if len({problem.file for problem in self.warnings}) == 1:
+            self.warnings.sort(key=lambda problem: problem.line)
+        return self.warnings
 
     def broken(self, kind: str, name: str, line: int) -> None:
         """A statement that declares something (`kind` is its keyword) has an error, so the name will be missed."""

@@ -47,6 +47,7 @@ def build_match(draft: Draft, node: Node) -> None:
         with draft.collecting():
             fields["action"] = _action(draft, outcome)
     if not draft.failed:
+        draft.declare("match", len(draft.rules), node)
         draft.rules.append(Rule(line=draft.line, file=draft.source.name, **fields))
 
 

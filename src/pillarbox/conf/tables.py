@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import Flag, auto
 
-from pillarbox.conf.model import Table, TableKind
+from pillarbox.conf.model import UNNAMED_TABLE, Table, TableKind
 
 MAX_NAME = 2047  # bytes
 MAX_KEY = 1023  # bytes; the reference leaves longer ones out with a warning
@@ -47,8 +47,11 @@ class Tables:
 
     def unnamed(self) -> str:
         """The name of the next table that is written where it is used."""
-        self._dynamic += 1
-        return f"<dynamic:{self._dynamic - 1}>"
+        while True:
+            name = f"{UNNAMED_TABLE}{self._dynamic}>"
+            self._dynamic += 1
+            if name not in self.all:  # nothing keeps a file from declaring one of that name
+                return name
 
     def knows(self, name: str) -> bool:
         """Whether a table of that name exists; the built-in ones come into being when they are first named."""

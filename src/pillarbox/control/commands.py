@@ -28,6 +28,8 @@ class _Logging(Protocol):
 
 _Method: TypeAlias = Callable[[Any], Awaitable[wire.Answer]]
 
+_TEXTS_BYTES = 256 * 1024  # of problems of a configuration, each perhaps with a long line of the file
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -64,6 +66,7 @@ class Commands:
             wire.ShowMta: self._show_mta,
             wire.ShowStats: self._show_stats,
             wire.ShowStatus: self._show_status,
+            wire.ShowConfig: self._show_config,
             wire.Change: self._change,
             wire.Pause: self._pause,
             wire.PauseRoute: self._pause_route,
@@ -71,7 +74,9 @@ class Commands:
             wire.LogLevel: self._log_level,
             wire.Trace: self._trace,
             wire.UpdateTable: self._update_table,
+            wire.Explain: self._explain,
             wire.Stop: self._stop,
+            wire.Reload: self._reload,
         }
 
     async def answer(self, request: wire.Request, *, sessions: int) -> wire.Answer:
@@ -111,6 +116,12 @@ class Commands:
         if any([await dispatcher.paused() for dispatcher in self._dispatchers]):
             paused = [*paused, "smtp"]
         return wire.Lines(paused)
+
+    async def _show_config(self, request: wire.ShowConfig) -> wire.Answer:
+        generation, text = await self._system.configuration(request.offset)
+        if request.generation not in (-1, generation):
+            return wire.Failed("the configuration was replaced meanwhile")
+        return wire.Text(generation, text)
 
     async def _change(self, request: wire.Change) -> wire.Answer:
         match request.verb:
@@ -187,10 +198,28 @@ class Commands:
     async def _update_table(self, request: wire.UpdateTable) -> wire.Answer:
         return wire.Done() if await self._lookup.update_table(request.name) else wire.Failed()
 
+    async def _explain(self, request: wire.Explain) -> wire.Answer:
+        return wire.Explained(await self._lookup.explain(request.question))
+
     async def _stop(self, request: wire.Stop) -> wire.Answer:
         self._log.info("info: stop requested by smtpctl")
         await self._system.stop()
         return wire.Done()
+
+    async def _reload(self, request: wire.Reload) -> wire.Answer:
+        self._log.info("info: reload requested by smtpctl")
+        reloaded = await self._system.reload()
+        return wire.Reloaded(_shown(reloaded.problems), _shown(reloaded.notes))
+
+
+def _shown(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """As many as fit a frame, and how many there are beside them."""
+    size = 0
+    for number, text in enumerate(texts):
+        size += len(text)
+        if size > _TEXTS_BYTES:
+            return (*texts[:number], f"{len(texts) - number} more")
+    return texts
 
 
 def _page(rows: list[QueueRow]) -> list[QueueRow]:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.queue import QueueRow
 
 MAGIC = b"PBC"
@@ -70,6 +71,16 @@ class ShowStatus(msgspec.Struct, frozen=True, tag="status", array_like=True):
     """What is paused → `Lines` out of mda, mta, smtp."""
 
 
+class ShowConfig(msgspec.Struct, frozen=True, tag="config", array_like=True):
+    """The configuration as text, from `offset` on → `Text`, empty at the end.
+
+    `generation`: which one has begun to be read, -1 with the first request; `Failed` where it is another by now.
+    """
+
+    generation: int = -1
+    offset: int = 0
+
+
 class Change(msgspec.Struct, frozen=True, tag="change", array_like=True):
     """`verb` (schedule, remove, pause, resume, discover) applied to an evpid, a msgid, or 0 = all → `Count`."""
 
@@ -122,6 +133,16 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """End the server → `Done`."""
 
 
+class Explain(msgspec.Struct, frozen=True, tag="explain", array_like=True):
+    """What would become of a recipient, and why → `Explained`."""
+
+    question: Question
+
+
+class Reload(msgspec.Struct, frozen=True, tag="reload", array_like=True):
+    """Read the configuration again → `Reloaded`."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Begin an SMTP session of the local user → `Done`, then plain bytes."""
 
@@ -136,6 +157,13 @@ class Piece(msgspec.Struct, frozen=True, tag="piece", array_like=True):
     """A piece of a body."""
 
     data: bytes
+
+
+class Text(msgspec.Struct, frozen=True, tag="text", array_like=True):
+    """A piece of the configuration of this generation."""
+
+    generation: int
+    text: str
 
 
 class Lines(msgspec.Struct, frozen=True, tag="lines", array_like=True):
@@ -156,6 +184,12 @@ class Count(msgspec.Struct, frozen=True, tag="count", array_like=True):
     count: int
 
 
+class Explained(msgspec.Struct, frozen=True, tag="explained", array_like=True):
+    """The answer to a question; at most `routing.explain.SIZE_MAX` bytes and a little."""
+
+    explanation: Explanation
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     """It is done."""
 
@@ -164,6 +198,13 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     """It is not done; `text`, if any, says why."""
 
     text: str = ""
+
+
+class Reloaded(msgspec.Struct, frozen=True, tag="reloaded", array_like=True):
+    """What became of it: `problems`, and nothing has changed; or perhaps something to know."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing", array_like=True):
@@ -181,6 +222,7 @@ Request: TypeAlias = (
     | ShowMta
     | ShowStats
     | ShowStatus
+    | ShowConfig
     | Change
     | Pause
     | PauseRoute
@@ -188,10 +230,14 @@ Request: TypeAlias = (
     | LogLevel
     | Trace
     | UpdateTable
+    | Explain
     | Stop
+    | Reload
     | Submit
 )
-Answer: TypeAlias = Rows | Piece | Lines | Numbers | Count | Done | Failed | Missing | Denied
+Answer: TypeAlias = (
+    Rows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Reloaded | Missing | Denied
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

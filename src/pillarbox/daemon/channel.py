@@ -1,7 +1,8 @@
 """The channel between the parent and one role: messages with descriptors, over a SEQPACKET socketpair.
 
-It carries what calls cannot: sockets, links to peers, keys. Parent to role: `boot`, `peer`, `program`, `drain`,
-`stop`; role to parent: `ready`, `drained`, `faulty PEER`. A role ends at its end of file.
+It carries what calls cannot: sockets, links to peers, keys, configurations. Parent to role: `boot`, `peer`, `program`,
+`drain`, `stop`, and for a reload `prepare`, `commit`, `abort`, `retire`, `forget`, `using`; role to parent: `ready`,
+`drained`, `faulty PEER`, `answer`. A role ends at its end of file.
 """
 
 import array
@@ -18,13 +19,19 @@ from pillarbox.errors import PillarboxError
 
 _MAX_MESSAGE = 64 * 1024
 _MAX_DESCRIPTORS = 250  # SCM_MAX_FD is 253
+_MAX_TEXT = 8 * 1024  # characters of an answer
 
 
 class Message(msgspec.Struct, frozen=True):
-    """`op` and what it needs; `names` tells what each descriptor that travels along is."""
+    """`op` and what it needs; `names` tells what each descriptor that travels along is.
+
+    `number`: the configuration that it is about, or the question that it answers, and `text` the answer.
+    """
 
     op: str
     names: tuple[str, ...] = ()
+    number: int = 0
+    text: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,14 +67,14 @@ class Channel:
 
         loop.add_reader(self.socket, readable)
 
-    def send(self, op: str, descriptors: dict[str, int] | None = None) -> None:
+    def send(self, op: str, descriptors: dict[str, int] | None = None, *, number: int = 0, text: str = "") -> None:
         """Send a message with descriptors, which stay ours; kept until the peer reads where the socket is full."""
         descriptors = descriptors or {}
         if self.socket.fileno() < 0:
             return  # closed: the peer has ended
         if len(descriptors) > _MAX_DESCRIPTORS:
             raise PillarboxError(f"{len(descriptors)} descriptors at once; {_MAX_DESCRIPTORS} at most")
-        data = _encode(Message(op, tuple(descriptors)))
+        data = _encode(Message(op, tuple(descriptors), number, text[:_MAX_TEXT]))
         copies = [os.dup(fd) for fd in descriptors.values()]
         self._pending.append((data, copies))
         self._flush()

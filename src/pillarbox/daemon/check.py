@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from cryptography import x509
@@ -19,10 +19,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from pillarbox import places
 from pillarbox.conf.build import load_config
+from pillarbox.conf.format import format_config
 from pillarbox.conf.model import Config, Listener, Pki
 from pillarbox.daemon import interfaces
 from pillarbox.errors import ConfigError, PillarboxError, Problem
+from pillarbox.log import Log
+from pillarbox.mta.url import parse_relay_url
 from pillarbox.tables.db import check_database
+from pillarbox.tables.matchers import regex_fault
+from pillarbox.tables.patterns import parse_network
 
 MAX_FILE = 1 << 30  # bytes; a table may be large
 CERT_MODE = 0o755  # at most, as the reference demands
@@ -56,8 +61,11 @@ def read_config(file: str, macros: dict[str, str]) -> Config:
     return load_config(file=file, read=read_file, macros=macros, hostname=places.host_name(), checker=Machine())
 
 
-def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = None) -> int:
-    """`smtpd -n`: say what is wrong, each as `file:line: message`, or `configuration OK`; returns the exit status."""
+def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = None, show: TextIO | None = None) -> int:
+    """`smtpd -n`: say what is wrong, each as `file:line: message`, or `configuration OK`; returns the exit status.
+
+    `show` (`smtpd -n -v`) takes a good configuration in canonical form.
+    """
     output = output or sys.stderr
     try:
         config = read_config(file, macros)
@@ -67,8 +75,16 @@ def check_config(file: str, macros: dict[str, str], *, output: TextIO | None = N
     except ConfigError as error:
         _say(output, *map(str, error.problems))
         return 1
-    _say(output, *(f"warning: {warning}" for warning in config.warnings), "configuration OK")
+    if show is not None:
+        _say(show, format_config(config).removesuffix("\n"))
+    _say(output, *config.warnings, "configuration OK")
     return 0
+
+
+def log_warnings(warnings: Iterable[str], log: Log) -> None:
+    """What a server says of the configuration that it begins to use, each `file:line: warning: …`."""
+    for warning in warnings:
+        log.warn(warning.partition("\n")[0].replace(": warning: ", ": ", 1))
 
 
 def _say(output: TextIO, *lines: str) -> None:
@@ -97,6 +113,24 @@ class Machine:
             family = f" ({listener.family})" if listener.family else ""
             return f"invalid virtual ip or interface: {listener.interface}{family}"
         return ""
+
+    def endpoints(self, listener: Listener) -> list[str]:
+        """The addresses and ports that it binds."""
+        try:
+            return [f"{address} port {port}" for _, address, port in interfaces.endpoints(listener)]
+        except PillarboxError:
+            return []
+
+    def everybody_reads(self, path: str) -> bool:
+        """Whether any user of the machine may read a file: its folders are not looked at."""
+        try:
+            return bool(os.stat(path).st_mode & stat.S_IROTH)
+        except (OSError, ValueError):
+            return False
+
+    def value(self, what: str, text: str) -> str:
+        """What is wrong with a regex, netaddr or relay-url."""
+        return _VALUES[what](text)
 
     def service_port(self, name: str) -> int:
         """The TCP port of a service, services(5); 0 where there is none."""
@@ -156,6 +190,24 @@ def find_table_program(backend: str, folders: Sequence[str] = TABLE_PROGRAMS) ->
             return path
     found = shutil.which(program)
     return os.path.abspath(found) if found else ""
+
+
+def _regex(text: str) -> str:
+    fault = regex_fault(text)
+    return f"this regular expression never matches ({fault})" if fault else ""
+
+
+def _netaddr(text: str) -> str:
+    if text.lower() == "local" or parse_network(text) is not None:
+        return ""
+    return "this is no address and no network, so it never matches"
+
+
+def _relay_url(text: str) -> str:
+    return "" if parse_relay_url(text) is not None else "this is no relay URL"
+
+
+_VALUES: dict[str, Callable[[str], str]] = {"regex": _regex, "netaddr": _netaddr, "relay-url": _relay_url}
 
 
 def _bytes(path: str) -> bytes:

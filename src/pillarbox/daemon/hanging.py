@@ -40,7 +40,7 @@ class Hanging:
             except RuntimeError as error:
                 raise TempFail(f"{what}: {error}") from error
             try:
-                return await self._answer(future, what)
+                return await self._answer(future, what, DEADLINE)
             finally:
                 if future.cancelled():
                     self._left[place] += 1
@@ -55,16 +55,17 @@ class Hanging:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             future.get_loop().call_soon_threadsafe(self._settle, future, place, result, error)
 
-    async def in_child(self, work: Callable[[], bytes], place: str, what: str) -> bytes:
+    async def in_child(self, work: Callable[[], bytes], place: str, what: str, deadline: float | None = None) -> bytes:
         """Fork, and await the bytes that `work` returns there; killed, and TempFail, past the deadline."""
+        deadline = deadline or DEADLINE
         async with self._turns:
             self._check(place, what)
             try:
-                pid, read_end = _fork(work)
+                pid, read_end = _fork(work, deadline)
             except OSError as error:
                 raise TempFail(f"{what}: {error.strerror}") from error
             try:
-                answer = await self._answer(_read_all(read_end), what)
+                answer = await self._answer(_read_all(read_end), what, deadline)
             finally:
                 # Not reaped yet, so the pid is still the child's.
                 os.kill(pid, signal.SIGKILL)
@@ -111,12 +112,12 @@ class Hanging:
         else:
             future.set_result(result)
 
-    async def _answer(self, work: Awaitable[bytes], what: str) -> bytes:
+    async def _answer(self, work: Awaitable[bytes], what: str, deadline: float) -> bytes:
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(deadline):
                 return await work
         except TimeoutError:
-            raise TempFail(f"{what}: no answer within {DEADLINE:.0f} seconds") from None
+            raise TempFail(f"{what}: no answer within {deadline:.0f} seconds") from None
 
 
 async def _read_all(fd: int) -> bytes:
@@ -144,7 +145,7 @@ async def _read_all(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def _fork(work: Callable[[], bytes]) -> tuple[int, int]:
+def _fork(work: Callable[[], bytes], deadline: float) -> tuple[int, int]:
     """(pid, read end of what it returns)."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -154,18 +155,18 @@ def _fork(work: Callable[[], bytes]) -> tuple[int, int]:
         os.close(write_end)
         raise
     if pid == 0:
-        _child(work, write_end)
+        _child(work, write_end, deadline)
     os.close(write_end)
     return pid, read_end
 
 
-def _child(work: Callable[[], bytes], write_end: int) -> None:
+def _child(work: Callable[[], bytes], write_end: int, deadline: float) -> None:
     status = 1
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        signal.alarm(int(DEADLINE) + 5)
+        signal.alarm(int(deadline) + 5)
         # The lock of the state directory, the channels to the roles, clients: none may outlive the server here.
         os.closerange(3, write_end)
         os.closerange(write_end + 1, os.sysconf("SC_OPEN_MAX"))

@@ -8,11 +8,14 @@ import time
 import psutil
 
 from pillarbox.conf.model import Listener, TlsMode
+from pillarbox.daemon import groups
 from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PillarboxError
 
 BACKLOG = 1024
 _PATIENCE = 5.0  # seconds: the processes of a server that is just ending let go soon
+
+_EVERY = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 Endpoint = tuple[socket.AddressFamily, str, int]
 
@@ -31,17 +34,21 @@ def canonical(address: str) -> str:
 
 
 def endpoints(listener: Listener) -> list[Endpoint]:
-    """Where a `listen on` binds: an address, the addresses of an interface, or those of a host name (from files)."""
+    """Where a `listen on` binds: an address, the addresses of an interface, a group or a host name (from files)."""
     ports = [listener.port] if listener.port else [465 if listener.tls is TlsMode.SMTPS else 25]
     families = {"inet4": [socket.AF_INET], "inet6": [socket.AF_INET6]}.get(
         listener.family, [socket.AF_INET, socket.AF_INET6]
     )
     found = [(f, a) for f, a in _addresses(listener.interface) if f in families]
     if not found:
-        raise PillarboxError(
-            f"listen on {listener.interface}: no address; name an address, an interface or a host in /etc/hosts"
-        )
+        raise PillarboxError(f"listen on {listener.interface}: {_why_none(listener.interface)}")
     return [(family, address, port) for family, address in found for port in ports]
+
+
+def _why_none(word: str) -> str:
+    if word == groups.EGRESS:
+        return "no interface has a default route"
+    return "no address; name an address, an interface, a group of interfaces or a host in /etc/hosts"
 
 
 def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
@@ -52,15 +59,34 @@ def _addresses(word: str) -> list[tuple[socket.AddressFamily, str]]:
     else:
         return [(socket.AF_INET if address.version == 4 else socket.AF_INET6, word)]
     interfaces = psutil.net_if_addrs()
-    if word in interfaces:
-        return [
-            (socket.AddressFamily(a.family), a.address)
-            for a in interfaces[word]
-            if a.family in (socket.AF_INET, socket.AF_INET6)
-        ]
+    named = {word} if word in interfaces else groups.members(word)
+    if found := [
+        (socket.AddressFamily(a.family), a.address)
+        for name in sorted(named)
+        for a in interfaces.get(name, ())
+        if a.family in (socket.AF_INET, socket.AF_INET6)
+    ]:
+        return found
     # From the hosts file alone: a server must start, and a configuration be checked, where no name server answers.
     known = Hosts(path="/etc/hosts", now=time.monotonic).addresses(word)
     return [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in known]
+
+
+def address_of(endpoint: Endpoint) -> str:
+    """Its name, in canonical form: `127.0.0.1 25`."""
+    return f"{ipaddress.ip_address(endpoint[1])} {endpoint[2]}"
+
+
+def endpoint_at(address: str) -> Endpoint:
+    """What `address_of` named."""
+    host, port = address.split()
+    return socket.AF_INET6 if ":" in host else socket.AF_INET, host, int(port)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Are these two addresses, one of them for all of the machine's, in each other's way?"""
+    (family, host, port), (other_family, other_host, other_port) = endpoint_at(one), endpoint_at(other)
+    return (family, port) == (other_family, other_port) and (host in _EVERY or other_host in _EVERY)
 
 
 def bind(endpoint: Endpoint) -> socket.socket:

@@ -6,14 +6,16 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from pillarbox import __version__, places
 from pillarbox.conf.model import Config
 from pillarbox.daemon import interfaces, lock, privileges
-from pillarbox.daemon.settings import KeyPair, Secrets, Settings
+from pillarbox.daemon.check import log_warnings
+from pillarbox.daemon.generations import read_generation
+from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.unserved import refuse_unserved
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
@@ -23,22 +25,32 @@ _ENDING = 20  # seconds for threads to end once everything else has: the disk or
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """What is bound before the roles start: for each listener and address one a dispatcher, and the control socket."""
+    """What is bound before the roles start: for each address one a dispatcher, and the control socket."""
 
-    listening: list[tuple[int, list[socket.socket]]]
+    listening: dict[str, list[socket.socket]]
     control: socket.socket
 
 
-def bind_all(config: Config, dispatchers: int) -> list[tuple[int, list[socket.socket]]]:
-    """The listening sockets. PillarboxError where somebody else has an address, our own kind included."""
-    bound: list[tuple[int, list[socket.socket]]] = []
-    for endpoint in {e for x in config.listeners if not x.socket for e in interfaces.endpoints(x)}:
-        interfaces.wait_free(endpoint)
-    for listener in config.listeners:
-        if listener.socket:
-            continue
-        for endpoint in interfaces.endpoints(listener):
-            bound.append((listener.id, [interfaces.bind(endpoint) for _ in range(dispatchers)]))
+def bind_all(
+    addresses: Collection[str], dispatchers: int, ours: Collection[str] = ()
+) -> dict[str, list[socket.socket]]:
+    """Listening sockets. PillarboxError where somebody else has an address, our own kind included.
+
+    `ours`: addresses that this server listens on already; one of them may contain a new one, or be contained in it.
+    """
+    bound: dict[str, list[socket.socket]] = {}
+    for address in addresses:
+        if not any(interfaces.overlap(address, other) for other in ours):
+            interfaces.wait_free(interfaces.endpoint_at(address))
+    try:
+        for address in addresses:
+            sockets = bound[address] = list[socket.socket]()
+            for _ in range(dispatchers):
+                sockets.append(interfaces.bind(interfaces.endpoint_at(address)))
+    except PillarboxError:
+        for listening in [s for sockets in bound.values() for s in sockets]:
+            listening.close()
+        raise
     return bound
 
 
@@ -109,20 +121,6 @@ def bind_control(state: str) -> socket.socket:
     return control
 
 
-def load_secrets(config: Config) -> Secrets:
-    """Certificates, keys and authorities, read once by the parent; no other process opens them."""
-    pairs = {p.name: KeyPair(_read(p.cert), _read(p.key)) for p in config.pki.values() if p.cert and p.key}
-    return Secrets(pairs, {name: _read(path) for name, path in config.ca.items()})
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise PillarboxError(f"{path}: {error.strerror}") from error
-
-
 def check_readable(account: privileges.Account, state: str) -> None:
     """Role users must be able to read the interpreter and its packages, queue its spool; say what to do otherwise."""
     needed = [sys.executable, __file__, os.__file__, asyncio.__file__]
@@ -184,12 +182,12 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(run())
 
 
-def stop_on_signals(stop: Callable[[], None], log: Log) -> None:
-    """SIGTERM and SIGINT stop; SIGHUP is survived."""
+def handle_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT stop, SIGHUP reads the configuration again."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP: start again to use a changed configuration"))
+    loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def launch(config: Config, settings: Settings, log: Log) -> int:
@@ -205,14 +203,15 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
     prepare_state(settings.state, accounts.get("queue"))
     if accounts:
         check_readable(accounts["queue"], settings.state)
-    secrets = load_secrets(config)
+    generation = read_generation(config)
     # While there still is somebody to be told that an address is taken.
-    sockets = Sockets(bind_all(config, settings.dispatchers if accounts else 1), bind_control(settings.state))
+    listening = bind_all(generation.listening, settings.dispatchers if accounts else 1)
+    sockets = Sockets(listening, bind_control(settings.state))
     if not (settings.debug or settings.foreground):
         daemonize()
     lock.note_holder(held)
     try:
-        return run_loop(_serve(config, settings, secrets, accounts, sockets, log=log))
+        return run_loop(_serve(generation, settings, accounts, sockets, log=log))
     except Exception as error:
         if not isinstance(error, PillarboxError):
             log.exception("cannot go on", error)  # noqa: PLE1205 - our own Log
@@ -222,20 +221,20 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
 
 
 async def _serve(
-    config: Config,
+    generation: Generation,
     settings: Settings,
-    secrets: Secrets,
     accounts: dict[str, privileges.Account],
     sockets: Sockets,
     *,
     log: Log,
 ) -> int:
     log.info(f"info: Pillarbox {__version__} starting with {settings.file}")
+    log_warnings(generation.config.warnings, log)
     # Imported here: a server in one wiring does not load the other.
     if accounts:
         from pillarbox.daemon import manyprocesses  # noqa: PLC0415
 
-        return await manyprocesses.run(config, settings, secrets, accounts, sockets, log=log)
+        return await manyprocesses.run(generation, settings, accounts, sockets, log=log)
     from pillarbox.daemon import oneprocess  # noqa: PLC0415
 
-    return await oneprocess.run(config, settings, secrets, sockets, log)
+    return await oneprocess.run(generation, settings, sockets, log)

@@ -1,20 +1,24 @@
 """Started as root: parent and roles as separate processes."""
 
-from pillarbox.conf.model import Config
+import asyncio
+import time
+
 from pillarbox.daemon import launch
+from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.parent import Parent
 from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.privileges import Account
-from pillarbox.daemon.settings import Secrets, Settings
+from pillarbox.daemon.reload import Reloader
+from pillarbox.daemon.retirement import Retirement
+from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.wiring import PARENT
 from pillarbox.log import Log
 
 
 async def run(
-    config: Config,
+    first: Generation,
     settings: Settings,
-    secrets: Secrets,
     accounts: dict[str, Account],
     sockets: launch.Sockets,
     *,
@@ -22,23 +26,44 @@ async def run(
 ) -> int:
     """Start the roles, and serve until told to stop; returns the exit status."""
     peers = Peers(PARENT, settings.dispatchers, log)
-    parent: Parent | None = None
-
-    def stop() -> None:
-        if parent is not None:
-            parent.stop_requested.set()
-
-    services = ParentServices(config, settings, peers, as_root=True, on_stop=stop, log=log)
+    generations = Generations(first)
+    stopping = asyncio.Event()
+    services = ParentServices(
+        generations,
+        settings,
+        peers,
+        as_root=True,
+        on_stop=stopping.set,
+        on_reload=lambda: reloader.reload(),  # noqa: PLW0108 - which is made last
+        log=log,
+    )
     parent = Parent(
-        config=config,
+        generations=generations,
         settings=settings,
         services=services,
         peers=peers,
         listening=sockets.listening,
         control=sockets.control,
-        secrets=secrets,
         accounts=accounts,
+        stopping=stopping,
         log=log,
     )
-    launch.stop_on_signals(stop, log)
-    return await parent.run()
+    retirement = Retirement(
+        generations=generations, members=parent.members, expected=parent.expected, now=time.monotonic, log=log
+    )
+    reloader = Reloader(
+        settings=settings,
+        generations=generations,
+        listening=sockets.listening,
+        dispatchers=settings.dispatchers,
+        members=parent.all_members,
+        retirement=retirement,
+        fatal=services.fatal,
+        log=log,
+    )
+    services.run("retirement", retirement.run())
+    launch.handle_signals(stopping.set, reloader.request)
+    try:
+        return await parent.run()
+    finally:
+        reloader.close()

@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import os
+import time
 
-from pillarbox.conf.model import Config
-from pillarbox.daemon import interfaces, launch
+from pillarbox.daemon import launch
+from pillarbox.daemon.generations import Generations
+from pillarbox.daemon.members import LocalRole, Member
 from pillarbox.daemon.parent import DRAIN_DEADLINE, START_DEADLINE
 from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers, kind
+from pillarbox.daemon.reload import Reloader
+from pillarbox.daemon.retirement import Retirement
 from pillarbox.daemon.role import Role
 from pillarbox.daemon.roles import BUILDERS
-from pillarbox.daemon.settings import Boot, Secrets, Settings
+from pillarbox.daemon.settings import Boot, Generation, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
@@ -19,37 +23,29 @@ from pillarbox.log import Log
 _NAMES = (LOOKUP, QUEUE, f"{DISPATCHER}.0", CONTROL)
 
 
-async def run(config: Config, settings: Settings, secrets: Secrets, sockets: launch.Sockets, log: Log) -> int:
+async def run(first: Generation, settings: Settings, sockets: launch.Sockets, log: Log) -> int:
     """Build the roles, join them, serve until told to stop; returns the exit status."""
-    as_root = os.geteuid() == 0
     stopping = asyncio.Event()
-    boot = Boot(
-        role="",
-        index=0,
-        config=config,
-        state=settings.state,
-        verbose=log.verbose,
-        debug=settings.debug,
-        paused=settings.paused,
-        seal_key=os.urandom(32),
-        pki=secrets.pki,
-        ca=secrets.ca,
-        local_addresses=tuple(interfaces.local_addresses()),
-    )
+    generations = Generations(first)
     peers = {name: Peers(name, 1, log) for name in (*_NAMES, PARENT)}
-    parent = ParentServices(config, settings, peers[PARENT], as_root=as_root, on_stop=stopping.set, log=log)
-    roles: dict[str, Role] = {}
-    for name in _NAMES:
-        roles[name] = await BUILDERS[kind(name)](boot, peers[name], log)
-    services = {name: role.services for name, role in roles.items()} | {PARENT: parent.services}
-    parent.programs.hand = lambda token, connection: roles[LOOKUP].add_program(token, connection.dup())
-    for mine in peers.values():
-        for name in mine.ports:
-            mine.attach_local(name, services[name])
-    roles[CONTROL].add_socket(0, sockets.control)
-    for listener, (listening,) in sockets.listening:
-        roles[f"{DISPATCHER}.0"].add_socket(listener, listening)
-    launch.stop_on_signals(stopping.set, log)
+    parent = ParentServices(
+        generations,
+        settings,
+        peers[PARENT],
+        as_root=os.geteuid() == 0,
+        on_stop=stopping.set,
+        on_reload=lambda: reloader.reload(),  # noqa: PLW0108 - which is made last
+        log=log,
+    )
+    roles = await _join(first, settings, peers, parent, log)
+    roles[CONTROL].add_socket("control", sockets.control)
+    for address, (listening,) in sockets.listening.items():
+        roles[f"{DISPATCHER}.0"].add_socket(address, listening.dup())  # a reload may close the one and not the other
+    started = asyncio.Event()
+    reloader = _reloader(
+        roles, parent, generations=generations, settings=settings, sockets=sockets, started=started, log=log
+    )
+    launch.handle_signals(stopping.set, reloader.request)
     try:
         async with asyncio.timeout(START_DEADLINE):
             for role in roles.values():
@@ -58,9 +54,11 @@ async def run(config: Config, settings: Settings, secrets: Secrets, sockets: lau
     except (PillarboxError, TimeoutError) as error:
         log.warn(str(error) or "could not start in time")
         return 1
+    started.set()
     log.info("info: ready")
     await stopping.wait()
     log.info("info: exiting")
+    reloader.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_DEADLINE):
             await asyncio.gather(*(role.drain() for role in roles.values()), parent.drain())
@@ -68,3 +66,58 @@ async def run(config: Config, settings: Settings, secrets: Secrets, sockets: lau
         await roles[name].stop()
     await parent.stop()
     return 0
+
+
+async def _join(
+    first: Generation, settings: Settings, peers: dict[str, Peers], parent: ParentServices, log: Log
+) -> dict[str, Role]:
+    """The roles, each with what it may ask of the others."""
+    boot = Boot(
+        role="",
+        index=0,
+        generation=first,
+        state=settings.state,
+        verbose=log.verbose,
+        debug=settings.debug,
+        paused=settings.paused,
+        seal_key=os.urandom(32),
+    )
+    roles = {name: await BUILDERS[kind(name)](boot, peers[name], log) for name in _NAMES}
+    services = {name: role.services for name, role in roles.items()} | {PARENT: parent.services}
+    parent.programs.hand = lambda token, connection: roles[LOOKUP].add_program(token, connection.dup())
+    for mine in peers.values():
+        for name in mine.ports:
+            mine.attach_local(name, services[name])
+    return roles
+
+
+def _reloader(
+    roles: dict[str, Role],
+    parent: ParentServices,
+    *,
+    generations: Generations,
+    settings: Settings,
+    sockets: launch.Sockets,
+    started: asyncio.Event,
+    log: Log,
+) -> Reloader:
+    members: list[Member] = [LocalRole(name, role, log) for name, role in [(PARENT, parent), *roles.items()]]
+
+    async def all_members() -> list[Member]:
+        await started.wait()
+        return members
+
+    retirement = Retirement(
+        generations=generations, members=lambda: members, expected=len(members), now=time.monotonic, log=log
+    )
+    parent.run("retirement", retirement.run())
+    return Reloader(
+        settings=settings,
+        generations=generations,
+        listening=sockets.listening,
+        dispatchers=1,
+        members=all_members,
+        retirement=retirement,
+        fatal=parent.fatal,
+        log=log,
+    )

@@ -17,20 +17,22 @@ from typing import Any
 
 import msgspec
 
-from pillarbox.conf.model import Config
-from pillarbox.daemon import interfaces
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
+from pillarbox.daemon.child import Child
+from pillarbox.daemon.generations import Generations, for_role
+from pillarbox.daemon.members import LocalRole, Member, RemoteRole
 from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.privileges import Account
-from pillarbox.daemon.settings import Boot, Secrets, Settings
+from pillarbox.daemon.settings import Boot, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE, neighbours
-from pillarbox.errors import PillarboxError
+from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
 
 START_DEADLINE = 30.0  # seconds until every role must be ready
 DRAIN_DEADLINE = 32.0  # seconds for transactions and deliveries under way at the end; a dispatcher says 421 at 30
 STOP_DEADLINE = 10.0
+RESTART_PATIENCE = 10.0  # seconds that a reload waits for a role that is just being restarted
 _STEADY = 60.0  # a role that lived this long starts again at once
 _BACKOFF_MAX = 30.0
 
@@ -38,63 +40,44 @@ _BACKOFF_MAX = 30.0
 _ORDER = (LOOKUP, QUEUE, CONTROL, DISPATCHER)
 
 
-class _Child:
-    """One role process."""
-
-    def __init__(self, name: str, process: "subprocess.Popen[bytes]", channel: Channel) -> None:
-        self.name = name
-        self.process = process
-        self.channel = channel
-        self.started = time.monotonic()
-        self.ready = asyncio.Event()
-        self.drained = asyncio.Event()
-        self.ended = asyncio.Event()
-
-
 class Parent:
-    """Runs until it is told to stop; `run` returns the exit status."""
+    """Runs until `stopping` is set; `run` returns the exit status."""
 
     def __init__(
         self,
         *,
-        config: Config,
+        generations: Generations,
         settings: Settings,
         services: ParentServices,
         peers: Peers,
-        listening: list[tuple[int, list[socket.socket]]],
+        listening: dict[str, list[socket.socket]],
         control: socket.socket,
-        secrets: Secrets,
         accounts: dict[str, Account],
+        stopping: asyncio.Event,
         log: Log,
     ) -> None:
-        self._config = config
+        self._generations = generations
         self._settings = settings
         self._services = services
         self._peers = peers
         self._listening = listening
         self._control = control
-        self._secrets = secrets
         self._log = log
         self._seal_key = os.urandom(32)
         peers.on_faulty = self._end_faulty
         services.programs.hand = self._hand_program
-        self._addresses = tuple(interfaces.local_addresses())
         self._accounts = accounts
-        self._children: dict[str, _Child] = {}
+        self._names = [n for role in _ORDER for n in _processes(role, settings.dispatchers)]
+        self._children: dict[str, Child] = {}
         self._failures: dict[str, int] = {}
         self._stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.stop_requested = asyncio.Event()
+        self._stop_requested = stopping
 
     async def run(self) -> int:
         """Start everything, wait for the order to stop, stop everything."""
-        names = [
-            n
-            for r in _ORDER
-            for n in ([f"{r}.{i}" for i in range(self._settings.dispatchers)] if r == DISPATCHER else [r])
-        ]
         try:
-            for name in names:
+            for name in self._names:
                 await self._start(name, restarted=False)
             await self._all_ready()
         except (PillarboxError, OSError) as error:
@@ -104,7 +87,7 @@ class Parent:
             return 1
         await self._services.start()
         self._log.info("info: ready")
-        await self.stop_requested.wait()
+        await self._stop_requested.wait()
         self._log.info("info: exiting")
         self._stopping = True
         await self._drain()
@@ -124,7 +107,7 @@ class Parent:
                 cwd="/",
                 process_group=0,  # a terminal's Ctrl-C is for the parent, also while this one is starting
             )
-        child = _Child(name, process, Channel(ours))
+        child = Child(name, process, Channel(ours))
         self._children[name] = child
         child.channel.start(lambda m, fds: self._receive(child, m, fds), lambda: None)
         self._watch(child)
@@ -134,7 +117,7 @@ class Parent:
             process.kill()  # it would wait for ever for what it was not told
             raise
 
-    async def _boot(self, child: _Child, *, restarted: bool) -> None:
+    async def _boot(self, child: Child, *, restarted: bool) -> None:
         """Tell a new process what it is, and join it to the peers that run."""
         boot = sealed_memory("boot", msgspec.msgpack.encode(self._boot_values(child.name, restarted=restarted)))
         descriptors = {"boot": boot}
@@ -146,11 +129,10 @@ class Parent:
                 descriptors[f"peer {peer}"] = yours.fileno()
         if kind(child.name) == DISPATCHER:
             index = int(child.name.partition(".")[2])
-            for listener, sockets in self._listening:
-                # One name a socket: an interface can mean several addresses.
-                descriptors[f"listen {listener} {len(descriptors)}"] = sockets[index].fileno()
+            for address in self._generations.current.listening:
+                descriptors[f"listen {address}"] = self._listening[address][index].fileno()
         if child.name == CONTROL:
-            descriptors["listen 0"] = self._control.fileno()
+            descriptors["listen control"] = self._control.fileno()
         child.channel.send("boot", descriptors)
         os.close(boot)
         for peer, mine, yours in pairs:
@@ -168,7 +150,8 @@ class Parent:
         return Boot(
             role=role,
             index=int(name.partition(".")[2] or 0),
-            config=for_role(self._services.system.current(self._config), role),
+            generation=for_role(self._generations.current, role),
+            older=tuple(for_role(g, role) for g in self._generations.older()),
             state=self._settings.state,
             verbose=self._log.verbose,
             debug=self._settings.debug,
@@ -176,12 +159,36 @@ class Parent:
             blocked=tuple(self._services.system.blocked) if role == QUEUE else (),
             dispatchers=self._settings.dispatchers,
             seal_key=self._seal_key if role in (LOOKUP, QUEUE) else b"",
-            pki=self._secrets.pki if role == DISPATCHER else {},
-            ca=self._secrets.ca if role == DISPATCHER else {},
-            local_addresses=self._addresses,
             account=(account.name, account.uid, account.gid),
             restarted=restarted,
         )
+
+    # -- for reloads
+
+    @property
+    def expected(self) -> int:
+        """How many members there are when none is being restarted: the roles, and what the parent does itself."""
+        return len(self._names) + 1
+
+    def members(self) -> list[Member]:
+        """Those that are there; what one that is starting is told, it hears when it has started."""
+        own = LocalRole(PARENT, self._services, self._log)
+        return [own, *(RemoteRole(child) for child in self._children.values() if not child.ended.is_set())]
+
+    async def all_members(self) -> list[Member]:
+        """All of them, when they are ready; TempFail where that takes too long."""
+        for _ in range(int(RESTART_PATIENCE / 0.1)):
+            if self._stopping:
+                raise TempFail("the server is ending")
+            missing = [name for name in self._names if not self._is_ready(name)]
+            if not missing:
+                return self.members()
+            await asyncio.sleep(0.1)
+        raise TempFail(f"{', '.join(missing)}: being restarted")
+
+    def _is_ready(self, name: str) -> bool:
+        child = self._children.get(name)
+        return child is not None and child.ready.is_set() and not child.ended.is_set()
 
     async def _all_ready(self) -> None:
         try:
@@ -204,13 +211,15 @@ class Parent:
 
     # -- watching
 
-    def _receive(self, child: _Child, message: Message, descriptors: list[int]) -> None:
+    def _receive(self, child: Child, message: Message, descriptors: list[int]) -> None:
         for fd in descriptors:
             os.close(fd)
         if message.op == "ready":
             child.ready.set()
         elif message.op == "drained":
             child.drained.set()
+        elif message.op.startswith("answer "):
+            child.answered(message)
         elif message.op.startswith("faulty "):
             peer = message.op.removeprefix("faulty ")
             self._end_faulty(child.name if peer == PARENT else peer)
@@ -222,7 +231,7 @@ class Parent:
             self._log.warn(f"{name} has to start again")
             child.process.kill()
 
-    def _watch(self, child: _Child) -> None:
+    def _watch(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(child.process.pid)
 
@@ -230,15 +239,13 @@ class Parent:
             loop.remove_reader(pidfd)
             os.close(pidfd)
             status = child.process.wait()
-            child.channel.close()
-            child.ended.set()
-            child.drained.set()
+            child.has_ended()
             if not self._stopping and child.ready.is_set():
                 self._spawn(self._restart(child, status))
 
         loop.add_reader(pidfd, died)
 
-    async def _restart(self, child: _Child, status: int) -> None:
+    async def _restart(self, child: Child, status: int) -> None:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
         if time.monotonic() - child.started > _STEADY:
             self._failures[child.name] = 0
@@ -259,7 +266,7 @@ class Parent:
             return
         self._spawn(self._expect_ready(self._children[child.name]))
 
-    async def _expect_ready(self, child: _Child) -> None:
+    async def _expect_ready(self, child: Child) -> None:
         """A restarted role that does not get ready is killed, and so started again; one that ended before is too."""
         ready, ended = asyncio.ensure_future(child.ready.wait()), asyncio.ensure_future(child.ended.wait())
         await asyncio.wait({ready, ended}, timeout=START_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
@@ -312,17 +319,6 @@ class Parent:
                         child.process.kill()
 
 
-# What each role needs to see of the configuration, beside what all need.
-def for_role(config: Config, role: str) -> Config:
-    """The configuration without what is not this role's: table contents are lookup's, keys are not everybody's."""
-    if role == LOOKUP:
-        return msgspec.structs.replace(config, queue=msgspec.structs.replace(config.queue, encryption=""))
-    tables = {n: msgspec.structs.replace(t, entries=()) for n, t in config.tables.items()}
-    config = msgspec.structs.replace(config, tables=tables)
-    if role != QUEUE:
-        config = msgspec.structs.replace(
-            config,
-            srs=msgspec.structs.replace(config.srs, key="", backup_key=""),
-            queue=msgspec.structs.replace(config.queue, encryption=""),
-        )
-    return config
+def _processes(role: str, dispatchers: int) -> list[str]:
+    """The names of a role's processes."""
+    return [f"{role}.{i}" for i in range(dispatchers)] if role == DISPATCHER else [role]

@@ -2,25 +2,27 @@
 
 import asyncio
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import cast
 
 from pillarbox import places
-from pillarbox.conf.model import Config
 from pillarbox.control.offline import OfflineMail, SendmailChild
+from pillarbox.daemon.generations import Generations, for_role
 from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.privileges import program_account
 from pillarbox.daemon.programs import Programs
 from pillarbox.daemon.role import BaseRole
-from pillarbox.daemon.settings import Settings
+from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.system import ParentSystem
 from pillarbox.daemon.tableprograms import TablePrograms
-from pillarbox.daemon.wiring import QUEUE
+from pillarbox.daemon.wiring import PARENT, QUEUE
 from pillarbox.log import Log
 from pillarbox.mda.agent import Agent
 from pillarbox.mda.process import DeliveryProcess
+from pillarbox.roles.parent import Reloaded
 from pillarbox.roles.queue import Queue
 
 _OFFLINE_EVERY = 60.0  # seconds
@@ -31,18 +33,18 @@ class ParentServices(BaseRole):
 
     def __init__(
         self,
-        config: Config,
+        generations: Generations,
         settings: Settings,
         peers: Peers,
         *,
         as_root: bool,
         on_stop: Callable[[], None],
+        on_reload: Callable[[], Awaitable[Reloaded]],
         log: Log,
     ) -> None:
         super().__init__(log)
-
         self._agent = Agent(
-            config=config,
+            config=for_role(generations.current, PARENT).config,
             queue=cast(Queue, peers.proxy("queue", QUEUE)),
             log=log,
             now=time.time,
@@ -57,21 +59,43 @@ class ParentServices(BaseRole):
             uid=os.geteuid(),
         )
         self.system = ParentSystem(
-            config=config,
+            generations=generations,
             state=settings.state,
             as_root=as_root,
             on_stop=on_stop,
+            on_reload=on_reload,
             log=log,
             paused=settings.paused,
         )
         account = partial(program_account, log) if as_root else None
-        self.programs = TablePrograms(config=config, programs=Programs(account=account, log=log))
+        self.programs = TablePrograms(configs=generations.find, programs=Programs(account=account, log=log))
         self.services |= {"agent": self._agent, "system": self.system, "programs": self.programs}
 
     async def start(self) -> None:
         """Deliver, and take what was left offline."""
         self.run("agent", self._agent.run())
         self.run("offline", self._offline.run(_OFFLINE_EVERY))
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        """Deliveries may be ordered by it."""
+        self._agent.add_config(generation.config)
+
+    def commit(self, number: int) -> None:
+        """Its limits are in force."""
+        self._agent.use_config(number)
+
+    def abort(self, number: int) -> None:
+        """No delivery will be ordered by it."""
+        self._drop(number)
+
+    def forget(self, number: int) -> None:
+        """Queue has settled all that it ordered by it."""
+        self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        self._agent.drop_config(number)
+        # Lookup ends them as well, unless it died meanwhile.
+        self.run(f"end programs of configuration {number}", self.programs.stop_generation(number))
 
     async def stop(self) -> None:
         """End, and with us the programs."""

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pillarbox.daemon import privileges
+from pillarbox.daemon.changes import CHANGES, Changes
 from pillarbox.daemon.channel import Channel, Message, read_memory, receive_message
 from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.role import Role
@@ -68,21 +69,21 @@ def _start_loop(run: Coroutine[Any, Any, None]) -> None:
 
 async def _run(boot: Boot, channel: Channel, first: Message, descriptors: list[int], log: Log) -> None:
     peers = Peers(_name(boot), boot.dispatchers, log)
-    listening: list[tuple[int, socket.socket]] = []
+    listening: dict[str, socket.socket] = {}
     links: list[tuple[str, socket.socket]] = []
     for what, fd in zip(first.names[1:], descriptors[1:], strict=True):
         kind, _, value = what.partition(" ")
         connection = socket.socket(fileno=fd)
         if kind == "listen":
-            listening.append((int(value.split()[0]), connection))
+            listening[value] = connection
         else:
             links.append((value, connection))
     if boot.account is not None:
         privileges.become(privileges.Account(*boot.account))
     privileges.renounce()
     role = await BUILDERS[boot.role](boot, peers, log)
-    for listener, sock in listening:
-        role.add_socket(listener, sock)
+    for address, sock in listening.items():
+        role.add_socket(address, sock)
     await _serve(role, peers, links, channel, log)
 
 
@@ -108,8 +109,13 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
         finally:
             channel.send("drained")
 
+    changes = Changes(peers.me, role, channel, log)
+    spawn(changes.run())
+
     def receive(message: Message, fds: list[int]) -> None:
-        if message.op == "peer":
+        if message.op in CHANGES:
+            changes.add(message, fds)
+        elif message.op == "peer":
             for what, fd in zip(message.names, fds, strict=True):
                 spawn(peers.attach(what.partition(" ")[2], socket.socket(fileno=fd), role.services))
         elif message.op == "program":

@@ -35,7 +35,8 @@ class _Running:
         self.process = process
         self.errors = errors
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.unwanted = False  # we are ending it
+        self.unwanted = False  # its socket is closed: it should end
+        self.killed = False  # by us
 
 
 class Programs:
@@ -76,9 +77,13 @@ class Programs:
         async with self._turns.setdefault(key, asyncio.Lock()):
             await self._end(key)
 
+    async def stop_those(self, chosen: Callable[[str], bool]) -> None:
+        """End the programs whose keys are chosen."""
+        await asyncio.gather(*(self.stop(key) for key in list(self._running) if chosen(key)))
+
     async def stop_all(self) -> None:
         """End every program."""
-        await asyncio.gather(*(self.stop(key) for key in list(self._running)))
+        await self.stop_those(lambda key: True)
 
     async def _execute(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
         # In a thread: executing a file may wait for a file server.
@@ -130,7 +135,7 @@ class Programs:
             # It is not reaped yet, so its group cannot be another's: what it has started ends with it.
             _kill_group(running.process.pid)
             status = running.process.wait()
-            if not running.unwanted:
+            if not running.killed and (status or not running.unwanted):
                 how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
                 self._log.warn(f"{running.name}: {how}")
             running.errors.finish()
@@ -145,6 +150,7 @@ class Programs:
         running.unwanted = True
         await asyncio.wait({running.ended}, timeout=GRACE)
         if not running.ended.done():
+            running.killed = True
             _kill_group(running.process.pid)
             await asyncio.wait({running.ended}, timeout=GONE)
 

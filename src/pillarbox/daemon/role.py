@@ -1,11 +1,17 @@
-"""What a role is to the process that runs it."""
+"""What a role is to the process that runs it.
+
+A reload (`daemon/reload`) is two steps in every role: `prepare` makes all that a new configuration needs and may fail,
+`commit` begins to use it and may not. What was prepared already answers questions about it, for peers may be quicker.
+"""
 
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol
 
+from pillarbox.daemon.settings import Generation
+from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
 _FATAL = 70  # EX_SOFTWARE: the role cannot go on; the parent starts it again
@@ -16,8 +22,8 @@ class Role(Protocol):
 
     services: dict[str, object]
 
-    def add_socket(self, listener: int, listening: socket.socket) -> None:
-        """A listening socket of this role."""
+    def add_socket(self, address: str, listening: socket.socket) -> None:
+        """A listening socket of this role, before it starts."""
         ...
 
     def add_program(self, token: int, connection: socket.socket) -> None:
@@ -36,6 +42,30 @@ class Role(Protocol):
         """End."""
         ...
 
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        """Make what the configuration needs. `sockets`: those that are new, by address. Raises PillarboxError."""
+        ...
+
+    def commit(self, number: int) -> None:
+        """What begins from now on goes by the prepared configuration of this number."""
+        ...
+
+    def abort(self, number: int) -> None:
+        """It will not be used: undo `prepare`, however far that got."""
+        ...
+
+    def retire(self, number: int) -> None:
+        """Its time is over: bring what still goes by it to an end."""
+        ...
+
+    def forget(self, number: int) -> None:
+        """Nothing goes by it any more."""
+        ...
+
+    def in_use(self) -> set[int]:
+        """The configurations that something under way goes by."""
+        ...
+
     def peer_lost(self, peer: str) -> None:
         """A peer's process is gone."""
         ...
@@ -43,6 +73,18 @@ class Role(Protocol):
     def peer_attached(self, peer: str) -> None:
         """A peer's process is (again) there."""
         ...
+
+
+async def try_prepare(role: Role, generation: Generation, sockets: Mapping[str, socket.socket], log: Log) -> str:
+    """Why the role cannot go by this configuration; "": it can."""
+    try:
+        await role.prepare(generation, sockets)
+    except PillarboxError as error:
+        return str(error)
+    except Exception as error:  # the seam to the parent, which leaves all as it is then
+        log.exception("reload", error)  # noqa: PLE1205 - our own Log
+        return "internal error (see the log)"
+    return ""
 
 
 class BaseRole:
@@ -60,6 +102,7 @@ class BaseRole:
         self._work.append(task)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._work.remove(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.fatal(error)
@@ -69,9 +112,9 @@ class BaseRole:
         self.log.exception("fatal", error)  # noqa: PLE1205 - our own Log
         os._exit(_FATAL)
 
-    def add_socket(self, listener: int, listening: socket.socket) -> None:
+    def add_socket(self, address: str, listening: socket.socket) -> None:
         """Roles without sockets get none."""
-        raise AssertionError(f"a socket for listener {listener}")
+        raise AssertionError(f"a socket for {address}")
 
     def add_program(self, token: int, connection: socket.socket) -> None:
         """Roles that start no programs get none."""
@@ -89,6 +132,25 @@ class BaseRole:
             task.remove_done_callback(self._ended)
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        """Nothing depends on the configuration."""
+
+    def commit(self, number: int) -> None:
+        """Nothing to change."""
+
+    def abort(self, number: int) -> None:
+        """Nothing to undo."""
+
+    def retire(self, number: int) -> None:
+        """Nothing goes by it."""
+
+    def forget(self, number: int) -> None:
+        """Nothing was kept."""
+
+    def in_use(self) -> set[int]:
+        """None."""
+        return set()
 
     def peer_lost(self, peer: str) -> None:
         """Calls to it fail; nothing else is kept."""

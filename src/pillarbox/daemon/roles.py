@@ -4,14 +4,15 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from pillarbox import places
+from pillarbox.conf.model import Config
 from pillarbox.daemon.material import ClientMaterial
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.role import BaseRole, Role
-from pillarbox.daemon.settings import Boot
+from pillarbox.daemon.settings import Boot, Generation
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
@@ -20,30 +21,36 @@ from pillarbox.roles.lookup import Lookup as LookupRole
 from pillarbox.roles.parent import Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from pillarbox.dns.resolver import Resolver
+
 
 class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
         from pillarbox.daemon.handed import HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
-        from pillarbox.dns.resolver import Resolver  # noqa: PLC0415
+        from pillarbox.daemon.plans import Plans  # noqa: PLC0415
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
 
-        resolver = boot.config.resolver
         self._programs = HandedPrograms(cast(Programs, peers.proxy("programs", PARENT)))
+        self._addresses = frozenset(boot.generation.local_addresses)
+        self._prepared: dict[int, tuple[Generation, Resolver]] = {}
         self._lookup = Lookup(
-            config=boot.config,
+            config=boot.generation.config,
             system=cast(System, peers.proxy("system", PARENT)),
-            resolver=Resolver(
-                nameservers=[(resolver.address, resolver.port)] if resolver.address else None,
-                now=time.monotonic,
-            ),
+            resolver=_resolver(boot.generation.config),
             seal_key=boot.seal_key,
             log=log,
             now=time.time,
-            local_addresses=lambda: frozenset(boot.local_addresses),
+            local_addresses=lambda: self._addresses,
             libexec=places.libexec(),
+            plans=Plans(libexec=places.libexec(), now=time.time),
             program_of=self._programs.of,
         )
+        for older in boot.older:
+            self._lookup.add_config(older.config)
         self.services["lookup"] = self._lookup
 
     def add_program(self, token: int, connection: socket.socket) -> None:
@@ -52,10 +59,38 @@ class _Lookup(BaseRole):
     async def start(self) -> None:
         self._lookup.open()
 
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        self._lookup.add_config(generation.config)
+        self._prepared[generation.number] = generation, _resolver(generation.config)
+
+    def commit(self, number: int) -> None:
+        generation, resolver = self._prepared.pop(number)
+        # The machine's addresses are what they are, whatever configuration a question goes by.
+        self._addresses = frozenset(generation.local_addresses)
+        self._lookup.use_config(number, resolver)
+
+    def abort(self, number: int) -> None:
+        self._prepared.pop(number, None)
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        self.run(f"close configuration {number}", self._lookup.drop_config(number))
+
     async def stop(self) -> None:
         await super().stop()
         await self._lookup.close_tables()
         self._lookup.close()
+
+
+def _resolver(config: Config) -> "Resolver":
+    """Asks whom the configuration, else resolv.conf, names now."""
+    from pillarbox.dns.resolver import Resolver  # noqa: PLC0415 - each process loads what its role needs
+
+    chosen = config.resolver
+    return Resolver(
+        nameservers=[(chosen.address, chosen.port)] if chosen.address else None,
+        now=time.monotonic,
+    )
 
 
 class _Queue(BaseRole):
@@ -69,19 +104,21 @@ class _Queue(BaseRole):
         from pillarbox.mta.relay import Relays  # noqa: PLC0415
         from pillarbox.queue.sqlite import SqliteStore  # noqa: PLC0415
 
-        config = boot.config
+        config = boot.generation.config
         lookup = cast(LookupRole, peers.proxy("lookup", LOOKUP))
+        self._prepared: dict[int, Config] = {}
         self._restarted = boot.restarted
         self._agent = cast(Agent, peers.proxy("agent", PARENT))
         self._dispatchers = {
             name: cast(Outgoing, peers.proxy("outgoing", name)) for name in peers.ports if kind(name) == DISPATCHER
         }
+        self._bouncer = Bouncer(config=config, lookup=lookup, log=log, now=time.time)
         self._queue = QueueService(
             store=SqliteStore(Path(boot.state, "queue"), monotonic=time.monotonic, on_fatal=self.fatal),
             config=config,
             log=log,
             seal_key=boot.seal_key,
-            bouncer=Bouncer(config=config, lookup=lookup, log=log, now=time.time),
+            bouncer=self._bouncer,
             now=time.time,
             monotonic=time.monotonic,
             on_fatal=self.fatal,
@@ -115,6 +152,22 @@ class _Queue(BaseRole):
             await self._queue.ask_in_flight(list(self._dispatchers.values()), self._agent)
         await self._queue.start()
 
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        self._prepared[generation.number] = generation.config
+
+    def commit(self, number: int) -> None:
+        config = self._prepared.pop(number)
+        self._queue.configure(config)
+        self._bouncer.configure(config)
+        self._relays.reconfigure(config)
+        self._deliveries.configure(config)
+
+    def abort(self, number: int) -> None:
+        self._prepared.pop(number, None)
+
+    def in_use(self) -> set[int]:
+        return self._relays.generations() | self._deliveries.generations()
+
     async def drain(self) -> None:
         for what in ("mda", "mta"):
             await self._queue.pause(what, True)
@@ -138,48 +191,101 @@ class _Dispatcher(BaseRole):
         from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415 - each process loads what its role needs
         from pillarbox.roles.delivery import Relays  # noqa: PLC0415
         from pillarbox.server.listener import Server  # noqa: PLC0415
-        from pillarbox.server.tls import Material, build_contexts  # noqa: PLC0415
 
-        config = boot.config
         lookup = cast(LookupRole, peers.proxy("lookup", LOOKUP))
         queue = cast(QueueRole, peers.proxy("queue", QUEUE))
-        materials = {
-            name: Material(cert=pair.cert, key=pair.key, dhe=config.pki[name].dhe) for name, pair in boot.pki.items()
-        }
+        self._listening = boot.generation.listening
+        self._prepared: dict[int, _NewDoors] = {}
+        self._material = ClientMaterial([boot.generation, *boot.older])
         self._server = Server(
-            config=config,
+            config=boot.generation.config,
             lookup=lookup,
             queue=queue,
             log=log,
             now=time.time,
-            tls_contexts=build_contexts(config, materials, boot.ca),
-            local_addresses=frozenset(boot.local_addresses),
+            tls_contexts=_contexts(boot.generation),
+            local_addresses=frozenset(boot.generation.local_addresses),
         )
         self._paused = "smtp" in boot.paused
-        self._sockets: list[tuple[int, socket.socket]] = []
+        self._sockets: dict[str, socket.socket] = {}
         self._outgoing = OutgoingSessions(
             lookup=lookup,
             queue=queue,
             relays=cast(Relays, peers.proxy("relays", QUEUE)),
             log=log,
             now=time.time,
-            tls_material=ClientMaterial(boot.ca, boot.pki),
+            tls_material=self._material,
         )
         self.services |= {"incoming": self._server, "outgoing": self._outgoing}
 
-    def add_socket(self, listener: int, listening: socket.socket) -> None:
-        self._sockets.append((listener, listening))
+    def add_socket(self, address: str, listening: socket.socket) -> None:
+        self._sockets[address] = listening
 
     async def start(self) -> None:
         self.run("outgoing", self._outgoing.run())
         if self._paused:
             await self._server.pause(True)
         # Accepted only now that there is somebody to ask; until then clients wait in the backlog.
-        for listener, listening in self._sockets:
-            self._server.add_socket(listener, listening)
+        for address, listening in self._sockets.items():
+            self._server.add_socket(address, self._listening[address], listening)
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        # First of all, so that `abort` closes what came along.
+        prepared = self._prepared[generation.number] = _NewDoors(generation, dict(sockets))
+        prepared.contexts = _contexts(generation)
+        self._material.add(generation)
+
+    def commit(self, number: int) -> None:
+        prepared = self._prepared.pop(number)
+        generation = prepared.generation
+        self._server.configure(
+            generation.config,
+            prepared.contexts,
+            listening=generation.listening,
+            local_addresses=frozenset(generation.local_addresses),
+        )
+        for address, listening in prepared.sockets.items():
+            self._server.add_socket(address, generation.listening[address], listening)
+
+    def abort(self, number: int) -> None:
+        prepared = self._prepared.pop(number, None)
+        if prepared is not None:
+            for listening in prepared.sockets.values():
+                listening.close()
+        self._material.forget(number)
+
+    def retire(self, number: int) -> None:
+        self._server.retire(number)
+        self._outgoing.retire(number)
+
+    def forget(self, number: int) -> None:
+        self._outgoing.forget(number)
+        self._material.forget(number)
+
+    def in_use(self) -> set[int]:
+        return self._server.generations() | self._outgoing.generations()
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())
+
+
+class _NewDoors:
+    """What a dispatcher has prepared: new sockets, and TLS contexts of listeners by id."""
+
+    def __init__(self, generation: Generation, sockets: dict[str, socket.socket]) -> None:
+        self.generation = generation
+        self.sockets = sockets
+        self.contexts: dict[int, SSLContext] = {}
+
+
+def _contexts(generation: Generation) -> "dict[int, SSLContext]":
+    from pillarbox.server.tls import Material, build_contexts  # noqa: PLC0415 - each process loads what its role needs
+
+    config = generation.config
+    materials = {
+        name: Material(cert=pair.cert, key=pair.key, dhe=config.pki[name].dhe) for name, pair in generation.pki.items()
+    }
+    return build_contexts(config, materials, generation.ca)
 
 
 class _Control(BaseRole):
@@ -205,7 +311,7 @@ class _Control(BaseRole):
             user_name=local_name,
         )
 
-    def add_socket(self, listener: int, listening: socket.socket) -> None:
+    def add_socket(self, address: str, listening: socket.socket) -> None:
         self._listening.append(listening)
 
     async def start(self) -> None:

@@ -10,6 +10,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     file: str
     state: str
+    directory: str = "/"  # where it was started: what relative names in the configuration are relative to
     macros: dict[str, str] = {}
     foreground: bool = False
     debug: bool = False  # -d: stay in the foreground, log to stderr
@@ -27,19 +28,28 @@ class KeyPair(msgspec.Struct, frozen=True):
     key: bytes
 
 
-class Secrets(msgspec.Struct, frozen=True):
-    """What the parent read for the dispatchers: pairs by `pki` name, PEM of authorities by `ca` name."""
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """A configuration, and what was read together with it. A role is sent only what is its own (`generations`)."""
 
-    pki: dict[str, KeyPair]
-    ca: dict[str, bytes]
+    config: Config
+    pki: dict[str, KeyPair] = {}  # dispatchers: PEM by name
+    ca: dict[str, bytes] = {}  # dispatchers: PEM by name
+    local_addresses: tuple[str, ...] = ()
+    listening: dict[str, int] = {}  # dispatchers: socket address → listener id
+
+    @property
+    def number(self) -> int:
+        """Its place among those that the server has used."""
+        return self.config.generation
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
-    """What one role needs; each is sent only what is its own (`for_role` in `parent`)."""
+    """What one role needs when it starts. `older`: configurations that something under way still goes by."""
 
     role: str
     index: int  # which of several dispatchers
-    config: Config
+    generation: Generation
+    older: tuple[Generation, ...] = ()
     state: str
     verbose: bool = False
     debug: bool = False
@@ -47,8 +57,5 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     blocked: tuple[tuple[str, str], ...] = ()  # queue: (source, destination) of routes that are paused
     dispatchers: int = 1
     seal_key: bytes = b""  # lookup and queue
-    pki: dict[str, KeyPair] = {}  # dispatchers
-    ca: dict[str, bytes] = {}  # dispatchers: PEM
-    local_addresses: tuple[str, ...] = ()
     account: tuple[str, int, int] | None = None  # name, uid, gid to become
     restarted: bool = False

@@ -2,109 +2,85 @@
 
 Each is done in a forked child that gives up root first (or, for passwords, does nothing else) and has a deadline
 (`hanging`), so that a home on a dead file server or a hanging name service delays one lookup and nothing more. What
-control changes while the server runs is kept here, for roles that are started again.
+control changes while the server runs is kept here, for roles that are started again; a reload does not touch it.
 """
 
 import asyncio
-import errno
 import os
 import secrets
-import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
-import msgspec
-
-from pillarbox.conf.model import Config, TableKind, pam_service
+from pillarbox.conf.format import format_config
+from pillarbox.conf.model import Config, TableKind
 from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
+from pillarbox.daemon.forwards import Forwards
+from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.hanging import Hanging
 from pillarbox.daemon.systemusers import fits_pam, fits_shadow
-from pillarbox.errors import PermFail, TempFail
+from pillarbox.errors import TempFail
 from pillarbox.log import Log
-from pillarbox.roles.parent import DatabasePart
+from pillarbox.roles.parent import DatabasePart, Reloaded
 from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
 
-_FORWARD_MAX = 64 * 1024
 _SECRET = 32  # bytes
 _PART = 1 << 20  # bytes of a database at a time
+_CONFIG_PIECE = 64 * 1024  # characters
 
-_FOUND, _ABSENT, _UNREADABLE, _INSECURE = b"+", b"-", b"?", b"!"
+_YES, _NO, _UNTOLD = b"+", b"-", b"?"
 
 
 class ParentSystem:
-    """Implements `roles.parent.System`. `as_root`: children become the user; otherwise they stay who we are.
+    """Implements `roles.parent.System`. `as_root`: see `forwards`.
 
-    `paused` ("mda", "mta", "smtp"), `blocked` (source, destination) and `current` tell what to start a role with.
+    `paused` ("mda", "mta", "smtp") and `blocked` (source, destination) tell what to start a role with.
     """
 
     def __init__(
         self,
         *,
-        config: Config,
+        generations: Generations,
         state: str,
         as_root: bool,
         on_stop: Callable[[], None],
+        on_reload: Callable[[], Awaitable[Reloaded]],
         log: Log,
         paused: Iterable[str] = (),
     ) -> None:
-        self._config = config
+        self._generations = generations
         self._state = state
-        self._as_root = as_root
         self._on_stop = on_stop
+        self._on_reload = on_reload
         self._log = log
         self._hanging = Hanging(log)
         self._checking = Hanging(log)  # PAM waits after a wrong password: guessers keep nobody from a `.forward`
-        self._tables: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._forwards = Forwards(as_root=as_root, hanging=self._hanging, log=log)
+        self._written: tuple[Config, str] | None = None
         self.paused = set(paused)
         self.blocked: set[tuple[str, str]] = set()
 
-    def current(self, config: Config) -> Config:
-        """The configuration with its file tables as they were read last."""
-        tables = {n: msgspec.structs.replace(config.tables[n], entries=e) for n, e in self._tables.items()}
-        return msgspec.structs.replace(config, tables=config.tables | tables) if tables else config
-
     async def read_forward(self, user: str, uid: int, gid: int, home: str) -> bytes | None:
         """See `System.read_forward`."""
-
-        def read() -> bytes:
-            if self._as_root:
-                _become(user, uid, gid)
-            return _read_forward(home, uid)
-
-        what, place = f".forward of {user}", os.path.dirname(home)
-        if not self._as_root:
-            answer = await self._hanging.in_thread(lambda: _read_forward(home, uid), place, what)
-        else:
-            # A plain stat answers for most users: without the file nothing needs to be forked. What follows is safe
-            # whatever the answer was, for the child opens the file again as its owner.
-            if await self._hanging.in_thread(lambda: _presence(home), place, what) == _ABSENT:
-                return None
-            answer = await self._hanging.in_child(read, place, what)
-        if answer[:1] == _INSECURE:
-            self._log.warn(f"smtpd: {os.path.join(home, '.forward')}: insecure file: {answer[1:].decode()}")
-            raise PermFail(f".forward of {user}: {answer[1:].decode()}")
-        if answer[:1] == _UNREADABLE:
-            raise TempFail(f".forward of {user}: {answer[1:].decode(errors='replace')}")
-        return answer[1:] if answer[:1] == _FOUND else None
+        return await self._forwards.read(user, uid, gid, home)
 
     async def check_password(self, user: str, password: str, service: str, address: str) -> bool:
-        """See `System.check_password`; only PAM services of the running configuration."""
-        if service and not any(pam_service(listener.auth) == service for listener in self._config.listeners):
+        """See `System.check_password`; only PAM services of configurations that live."""
+        if service and not self._generations.asks_pam(service):
             raise TempFail(f"PAM service {service}: not in this configuration")
 
         def check() -> bytes:
             try:
                 fits = fits_pam(user, password, service, address) if service else fits_shadow(user, password)
             except TempFail as error:
-                return _UNREADABLE + str(error).encode()
-            return _FOUND if fits else _ABSENT
+                return _UNTOLD + str(error).encode()
+            return _YES if fits else _NO
 
         answer = await self._checking.in_child(check, f"PAM service {service}" if service else "shadow", "login")
-        if answer[:1] == _UNREADABLE:
+        if answer[:1] == _UNTOLD:
             raise TempFail(answer[1:].decode(errors="replace"))
-        return answer == _FOUND
+        return answer == _YES
 
     async def login_secret(self) -> bytes:
         """See `System.login_secret`."""
@@ -112,17 +88,25 @@ class ParentSystem:
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
         """See `System.read_table`; only file tables of the running configuration."""
-        table = self._config.tables.get(name)
+        table = self._generations.current.config.tables.get(name)
         if table is None or table.kind is not TableKind.FILE:
             raise TempFail(f"table {name}: not a file table of this configuration")
-        entries = self._tables[name] = await asyncio.to_thread(_read_table, table.config)
+        entries = await asyncio.to_thread(_read_table, table.config)
+        self._generations.update_table(name, table.config, entries)
         return entries
 
     async def read_database(self, path: str, offset: int) -> DatabasePart:
-        """See `System.read_database`; only files of db tables of the running configuration."""
-        if not any(t.kind is TableKind.DB and t.config == path for t in self._config.tables.values()):
+        """See `System.read_database`; only files of db tables of configurations that live."""
+        if not self._generations.reads_database(path):
             raise TempFail(f"{path}: not a db table of this configuration")
         return await asyncio.to_thread(_read_part, path, offset)
+
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """See `System.configuration`; what is asked for again is not written again."""
+        config = self._generations.current.config
+        if self._written is None or self._written[0] is not config:
+            self._written = config, await asyncio.to_thread(format_config, config)
+        return config.generation, self._written[1][offset : offset + _CONFIG_PIECE]
 
     async def remember_pause(self, kind: str, paused: bool) -> None:
         """See `System.remember_pause`."""
@@ -135,6 +119,10 @@ class ParentSystem:
     async def stop(self) -> None:
         """See `System.stop`."""
         self._on_stop()
+
+    async def reload(self) -> Reloaded:
+        """See `System.reload`."""
+        return await self._on_reload()
 
     async def log_level(self, verbose: bool) -> None:
         """See `System.log_level`."""
@@ -159,56 +147,6 @@ def _read_part(path: str, offset: int) -> DatabasePart:
             os.close(descriptor)
     except (OSError, DatabaseError) as error:
         raise TempFail(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _presence(home: str) -> bytes:
-    """Whether there may be a `.forward`."""
-    try:
-        os.lstat(os.path.join(home, ".forward"))
-    except FileNotFoundError:
-        return _ABSENT
-    except OSError:
-        pass  # not for root to see, perhaps: its owner will say
-    return _FOUND
-
-
-def _become(user: str, uid: int, gid: int) -> None:
-    if uid == 0:
-        return  # root's own file is read as root; what it asks for is never run as root (mda/forker)
-    os.initgroups(user, gid)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-
-
-def _read_forward(home: str, uid: int) -> bytes:
-    """`+content`; `-`: there is none; `?reason`: it cannot be told now; `!reason`: it may not be used."""
-    try:
-        fd = os.open(os.path.join(home, ".forward"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return _ABSENT
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return _INSECURE + b"a symbolic link"
-        return _UNREADABLE + str(error.strerror).encode()
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            return _INSECURE + b"not a regular file"
-        if found.st_uid not in (uid, 0):
-            return _INSECURE + b"owned by somebody else"
-        above = os.stat(home)
-        if (found.st_mode | above.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
-            return _INSECURE + b"it or its directory is writable by others"
-        if above.st_uid not in (uid, 0):
-            return _INSECURE + b"in a directory of somebody else"
-        content = b""
-        while len(content) <= _FORWARD_MAX and (part := os.read(fd, 65536)):
-            content += part
-        if len(content) > _FORWARD_MAX:
-            return _INSECURE + b"larger than 64 KB"
-        return _FOUND + content
-    finally:
-        os.close(fd)
 
 
 def _read_secret(path: str) -> bytes:

@@ -15,24 +15,19 @@ from pillarbox.errors import TempFail
 
 
 class TablePrograms:
-    """Implements `roles.parent.Programs`. `hand(token, socket)` sends a socket to lookup; it stays ours to close."""
+    """Implements `roles.parent.Programs`. `hand(token, socket)` sends a socket to lookup; it stays ours to close.
 
-    def __init__(self, *, config: Config, programs: Programs) -> None:
-        self._configs = {config.generation: config}
+    `configs`: the configuration of a generation, also of one that lookup is only preparing; None: there is none.
+    """
+
+    def __init__(self, *, configs: Callable[[int], Config | None], programs: Programs) -> None:
+        self._configs = configs
         self._programs = programs
         self.hand: Callable[[int, socket.socket], None] | None = None
 
-    def add_config(self, config: Config) -> None:
-        """Start programs of this generation, too, from now on."""
-        self._configs[config.generation] = config
-
-    def drop_config(self, generation: int) -> None:
-        """No longer start programs of a generation; its tables end them when they are closed."""
-        self._configs.pop(generation, None)
-
     async def start_table(self, generation: int, table: str, token: int) -> None:
         """See `roles.parent.Programs`."""
-        config = self._configs.get(generation)
+        config = self._configs(generation)
         found = None if config is None else config.tables.get(table)
         if found is None or found.kind is not TableKind.PROC:
             raise TempFail("no such table in this configuration")
@@ -45,6 +40,10 @@ class TablePrograms:
     async def stop_table(self, generation: int, table: str) -> None:
         """See `roles.parent.Programs`."""
         await self._programs.stop(_key(generation, table))
+
+    async def stop_generation(self, generation: int) -> None:
+        """End those of a configuration that nothing goes by any more."""
+        await self._programs.stop_those(lambda key: key.startswith(_key(generation, "")))
 
     async def stop_all(self) -> None:
         """End all of them."""

@@ -27,6 +27,8 @@ def _problems(config: Config) -> Iterator[Problem]:
     for action in config.actions.values():
         if isinstance(action, Relay) and action.filter:
             yield _problem(config, f'the filter of action "{action.name}"', action.line)
+    for report in config.reports:
+        yield _problem(config, f"report {report.direction}", report.line)
     if config.queue.encryption or config.queue.encryption_ask:
         yield _problem(config, "queue encryption", 0)
 

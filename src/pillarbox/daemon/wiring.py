@@ -25,6 +25,8 @@ DEADLINES = {
     "incoming.submit_write": 330.0,
     "lookup.exchangers": 120.0,
     "lookup.expand": 120.0,
+    "lookup.explain": 120.0,
+    "system.reload": 110.0,  # reload.READING + bind's patience + reload.PREPARING + reload.COMMITTING, and one before
 }
 
 INTERFACE = Interface(
@@ -98,8 +100,8 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         )
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
-    (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level")},
-    (CONTROL, PARENT): {"system": ("stop", "log_level", "remember_pause", "remember_route")},
+    (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level", "explain")},
+    (CONTROL, PARENT): {"system": ("stop", "reload", "log_level", "remember_pause", "remember_route", "configuration")},
 }
 
 Handlers = Mapping[tuple[str, str], Callable[..., Awaitable[Any]]]

@@ -50,6 +50,7 @@ class Agent:
         process: DeliveryProcess,
     ) -> None:
         self._config = config
+        self._configs = {config.generation: config}
         self._queue = queue
         self._log = log
         self._now = now
@@ -62,25 +63,39 @@ class Agent:
         self._children = 0
         self._sessions: dict[str, tuple[int, int]] = {}  # user → (id in the log, deliveries under it)
 
+    def add_config(self, config: Config) -> None:
+        """Answer for one more: queue orders by it as soon as it is its own."""
+        self._configs[config.generation] = config
+
+    def use_config(self, generation: int) -> None:
+        """Its limits are in force from now on."""
+        self._config = self._configs[generation]
+
+    def drop_config(self, generation: int) -> None:
+        """No order goes by it any more."""
+        self._configs.pop(generation, None)
+
     async def deliver(self, deliveries: list[LocalDelivery]) -> None:
         """Note the orders; their outcomes go to `Queue.settle`. TempFail, with nothing noted: too many run already."""
         if self._children > 2 * self._config.mda.max_session:
             raise TempFail("mda: too many deliveries are running")
-        known: list[tuple[LocalDelivery, Local]] = []
+        known: dict[int, list[tuple[LocalDelivery, Local]]] = {}
         for delivery in deliveries:
             key = delivery.envelope.evpid, delivery.attempt
             if key in self._running or key in self._outcomes:
                 continue  # ordered before, by a queue that has forgotten it; there is one outcome for both
             self._note(delivery)
-            action = self._config.actions.get(delivery.envelope.dispatcher)
+            config = self._configs.get(delivery.generation)
+            action = config.actions.get(delivery.envelope.dispatcher) if config is not None else None
             if isinstance(action, Local):
-                known.append((delivery, action))
+                known.setdefault(delivery.generation, []).append((delivery, action))
             else:  # gone from the configuration; it may come back before the message expires
                 reason = f"Unknown action: {delivery.envelope.dispatcher}"
                 self._finish(delivery, Report(index=0, result=Result.TEMPFAIL, text=reason))
-        for batch in make_batches(known, self._config, self._libexec):
-            self._children += 1
-            self._orders.put_nowait(batch)
+        for generation, orders in known.items():
+            for batch in make_batches(orders, self._configs[generation], self._libexec):
+                self._children += 1
+                self._orders.put_nowait(batch)
 
     async def in_flight(self) -> InFlight:
         """What runs, and outcomes that queue has not acknowledged."""

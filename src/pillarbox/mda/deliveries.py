@@ -10,6 +10,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from pillarbox.conf.model import Config, Local
 from pillarbox.errors import PermFail, TempFail
@@ -51,6 +52,7 @@ class _Running:
     recipient: _Recipient
     writes: bool
     left: set[_Key]
+    generation: int
 
 
 class Deliveries:
@@ -74,7 +76,7 @@ class Deliveries:
         self._ready = ready
         self._log = log
         self._now = now
-        self._held_max = config.mda.task_hiwat + 2 * BATCH
+        self._held_max = _held_max(config)
         self._recipients: dict[tuple[str, str], _Recipient] = {}
         self._runnable: deque[_Recipient] = deque()
         self._children = 0
@@ -84,6 +86,29 @@ class Deliveries:
         self._seen = False
         self._attempts: dict[_Key, tuple[Attempt, _Running | None]] = {}
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+
+    def configure(self, config: Config) -> None:
+        """Use this configuration for all that no child was given yet."""
+        self._config = config
+        self._held_max = _held_max(config)
+        waiting: list[Attempt] = []
+        for key, recipient in list(self._recipients.items()):
+            waiting += [attempt for attempt, _ in recipient.waiting]
+            recipient.waiting.clear()
+            recipient.queued = False
+            if not recipient.running:
+                del self._recipients[key]
+        self._runnable.clear()
+        for attempt in waiting:
+            self._choose(attempt)
+        self._start()
+        full, self._full = self._full, set()
+        for destination in full:
+            self._ready(destination)
+
+    def generations(self) -> set[int]:
+        """The configurations that orders under way go by."""
+        return {running.generation for _, running in self._attempts.values() if running is not None}
 
     def room(self, destination: str) -> int:
         """How many more attempts are taken for it now."""
@@ -133,10 +158,14 @@ class Deliveries:
                 group.create_task(_awaited(work))
 
     def _take(self, attempt: Attempt) -> None:
-        envelope = attempt.envelope
-        self._attempts[envelope.evpid, attempt.attempt] = attempt, None
+        self._attempts[attempt.envelope.evpid, attempt.attempt] = attempt, None
         self._held[attempt.destination] = self._held.get(attempt.destination, 0) + 1
         self._bytes += len(attempt.body)
+        self._choose(attempt)
+
+    def _choose(self, attempt: Attempt) -> None:
+        """Whose it is, and what is done with it, as the configuration says now."""
+        envelope = attempt.envelope
         action = self._config.actions.get(envelope.dispatcher)
         if not isinstance(action, Local):
             # Gone from the configuration; it may come back before the message expires.
@@ -187,13 +216,13 @@ class Deliveries:
                 continue
             batch, writes = self._next_batch(recipient)
             keys = {(a.envelope.evpid, a.attempt) for a, _ in batch}
-            running = _Running(recipient, writes, keys)
+            running = _Running(recipient, writes, keys, self._config.generation)
             for attempt, _ in batch:
                 self._attempts[attempt.envelope.evpid, attempt.attempt] = attempt, running
             self._children += 1
             recipient.running += 1
             recipient.writing += writes
-            self._work.put_nowait(lambda r=recipient, b=batch: self._order(r, b))  # type: ignore[misc]
+            self._work.put_nowait(partial(self._order, recipient, batch, running.generation))
             if recipient.waiting:
                 self._queue_up(recipient)
 
@@ -228,10 +257,9 @@ class Deliveries:
         streamed = attempt.size > 0 and not attempt.body
         return is_batched(self._method(attempt, action)) and not streamed
 
-    async def _order(self, recipient: _Recipient, batch: list[tuple[Attempt, Local]]) -> None:
+    async def _order(self, recipient: _Recipient, batch: list[tuple[Attempt, Local]], generation: int) -> None:
         """Look the user up and hand the batch to the agent; what prevents it becomes the outcome."""
         attempts = [attempt for attempt, _ in batch]
-        generation = self._config.generation
         try:
             async with asyncio.timeout(_LOOKUP_WAIT):
                 user = await self._lookup.user(generation, recipient.table, recipient.name)
@@ -241,7 +269,7 @@ class Deliveries:
         if user is None:
             self._fail(attempts, Result.PERMFAIL, "Permanent failure in user lookup", _ESC_MAILBOX_MOVED)
             return
-        await self._give([self._local(attempt, user, await self._resolve(action)) for attempt, action in batch])
+        await self._give([_local(attempt, generation, user, await self._resolve(action)) for attempt, action in batch])
 
     async def _give(self, orders: list[LocalDelivery]) -> None:
         """Give the agent its orders, again and again until it takes them.
@@ -260,20 +288,6 @@ class Deliveries:
                 pause = min(2 * pause, _ORDER_PAUSE_MAX)
             else:
                 return
-
-    def _local(self, attempt: Attempt, user: User, addresses: str) -> LocalDelivery:
-        return LocalDelivery(
-            envelope=attempt.envelope,
-            attempt=attempt.attempt,
-            generation=self._config.generation,
-            user=user.name,
-            uid=user.uid,
-            gid=user.gid,
-            home=user.home,
-            size=attempt.size,
-            body=attempt.body,
-            resolved_lmtp=addresses,
-        )
 
     async def _resolve(self, action: Local) -> str:
         """The addresses of an LMTP server, comma-separated; "" where none are needed or none were found."""
@@ -319,6 +333,26 @@ class Deliveries:
                 pause = min(2 * pause, 5.0)
             else:
                 return
+
+
+def _held_max(config: Config) -> int:
+    """Attempts of one destination that are taken at a time."""
+    return config.mda.task_hiwat + 2 * BATCH
+
+
+def _local(attempt: Attempt, generation: int, user: User, addresses: str) -> LocalDelivery:
+    return LocalDelivery(
+        envelope=attempt.envelope,
+        attempt=attempt.attempt,
+        generation=generation,
+        user=user.name,
+        uid=user.uid,
+        gid=user.gid,
+        home=user.home,
+        size=attempt.size,
+        body=attempt.body,
+        resolved_lmtp=addresses,
+    )
 
 
 async def _awaited(work: Callable[[], Awaitable[None]]) -> None:

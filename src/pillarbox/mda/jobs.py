@@ -91,7 +91,7 @@ def make_batches(deliveries: Iterable[tuple[LocalDelivery, Local]], config: Conf
     done: list[Batch] = []
     filling: dict[tuple[object, ...], Batch] = {}
     for delivery, action in deliveries:
-        job = _job(delivery, action, config, libexec)
+        job = job_of(delivery, action, config, libexec)
         streamed = delivery.size > 0 and not delivery.body
         mailbox = delivery.user if job.method == "mbox" else ""
         key = (delivery.user, delivery.uid, delivery.gid, delivery.home, action.user, mailbox)
@@ -107,7 +107,8 @@ def make_batches(deliveries: Iterable[tuple[LocalDelivery, Local]], config: Conf
     return done
 
 
-def _job(delivery: LocalDelivery, action: Local, config: Config, libexec: str) -> Job:
+def job_of(delivery: LocalDelivery, action: Local, config: Config, libexec: str) -> Job:
+    """What a child is given for a delivery, without its place in a batch."""
     envelope = delivery.envelope
     wrapper = config.mda_wrappers.get(action.wrapper, "") if action.wrapper else ""
     method = method_of(action, envelope.mda_exec, wrapper)

@@ -57,6 +57,11 @@ class ClientContexts:
                 self._contexts.popitem(last=False)
         return context
 
+    def forget(self, generation: int) -> None:
+        """No session goes by this configuration any more."""
+        for key in [key for key in self._contexts if key[0] == generation]:
+            del self._contexts[key]
+
     def _make(self, order: SessionOrder) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

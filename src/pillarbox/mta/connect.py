@@ -15,6 +15,7 @@ from pillarbox.errors import PermFail, PillarboxError
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Result
 from pillarbox.mta.jobs import Jobs
+from pillarbox.mta.plan import helo_name
 from pillarbox.mta.route import LIMIT_CHECK, Choice, Fault, Later, Route, Routing
 from pillarbox.mta.state import Connector, RelayState, Session
 from pillarbox.roles.delivery import Outgoing, SessionEvent, SessionOrder
@@ -192,6 +193,8 @@ class Connecting:
         wanted = len(relay.tasks)
         if connector.fault is not None or not wanted or relay.failed is not None or relay.domain.exchangers is None:
             return False
+        if relay.plan.generation != self.config.generation:
+            return False  # what it still has goes by another relay
         if relay.ready >= wanted or (relay.connections > 2 and relay.connections >= wanted // 2):
             return False
         if relay.connections - relay.ready >= wanted:  # as many are on their way as could find something to do
@@ -266,9 +269,10 @@ class Connecting:
 
     async def _helo(self, session: Session) -> str:
         action, source = session.relay.plan.action, session.route.source.address
-        if action.helo_src and source:
+        helo = helo_name(action, source, self.config.hostname)
+        if helo is None:
             return await self._lookup.host_name(session.relay.plan.generation, action.helo_src, source)
-        return action.helo or self.config.hostname
+        return helo
 
     def _order_for(self, session: Session, exchanger: MxHost, helo: str) -> SessionOrder:
         plan, limits = session.relay.plan, session.relay.limits

@@ -55,6 +55,7 @@ class Delivery:
     ) -> None:
         self.running: dict[int, int] = {}
         self.serving = False
+        self.generation = order.generation
         self._order = order
         self._lookup = lookup
         self._queue = queue

@@ -52,6 +52,18 @@ class Plan:
         return f"[{','.join(parts)}]"
 
 
+def smarthost_question(action: Relay, domain: str) -> tuple[str, str] | None:
+    """What is asked for the smarthost: the table, and the key ("": its next entry). None: the action itself says."""
+    if action.domain:
+        return action.domain, domain
+    return (action.hosts, "") if action.hosts else None
+
+
+def helo_name(action: Relay, source: str, hostname: str) -> str | None:
+    """What a session from this source calls itself; None: the action's `helo-src` table has the name."""
+    return None if action.helo_src and source else action.helo or hostname
+
+
 def plan_relay(action: Relay, generation: int, envelope: Envelope, smarthost: str, log: Log) -> Plan:
     """The relay of an envelope; `smarthost` "" = by MX. Raises TempFail with the envelope's error line."""
     url = parse_relay_url(smarthost) if smarthost else None

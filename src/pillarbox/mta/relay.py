@@ -20,7 +20,7 @@ from pillarbox.mta.connect import Connecting
 from pillarbox.mta.hoststat import HostStats
 from pillarbox.mta.jobs import Jobs
 from pillarbox.mta.lines import log_delivery
-from pillarbox.mta.plan import Plan, plan_relay, sender_for
+from pillarbox.mta.plan import Plan, plan_relay, sender_for, smarthost_question
 from pillarbox.mta.reporter import Reporter
 from pillarbox.mta.route import Fault, bracketed
 from pillarbox.mta.show import host_lines, relay_lines, route_lines
@@ -102,9 +102,15 @@ class Relays:
         await self._jobs.run()
 
     def reconfigure(self, config: Config) -> None:
-        """Use this configuration for what comes from now on; what is under way ends as it began."""
+        """Use this configuration for all that no session has begun; transactions under way end as they began."""
         self._config = self._connecting.config = config
         self._hoststats.max_deferred = config.mta_max_deferred
+        for relay in list(self._relays.values()):
+            self._serve(relay)
+
+    def generations(self) -> set[int]:
+        """The configurations that relays and questions under way go by."""
+        return {relay.plan.generation for relay in self._relays.values()} | {key[0] for key in self._asked_urls}
 
     # The scheduler's side.
 
@@ -154,6 +160,8 @@ class Relays:
             held.leaving = False
             relay.leaving -= 1
         self._mark_ready(held)
+        if self._outdated(relay):
+            wait = 0.0
         pending = self._pop(held) if relay.tasks else await self._await_task(held, wait) if wait > 0 else None
         if pending is None and not held.leaving:
             held.leaving = True
@@ -272,17 +280,28 @@ class Relays:
     async def _ask_url(self, key: tuple[int, str, str], action: Action) -> None:
         """Look a smarthost up in the action's table, and place the attempts that wait for it."""
         generation, _, domain = key
-        table, domain = (action.hosts, "") if action.hosts else (action.domain, domain)
+        question = smarthost_question(action, domain)
+        assert question is not None  # `_place` has looked
         try:
-            url = await self._lookup.relay_url(generation, table, domain)
+            url = await self._lookup.relay_url(generation, *question)
         except PillarboxError:
             url = ""
         attempts = self._asked_urls.pop(key)
-        relays: dict[int, RelayState] = {}
         for attempt in attempts:
             self._unplanned[attempt.destination] -= 1
             if not self._unplanned[attempt.destination]:
                 del self._unplanned[attempt.destination]
+        if generation == self._config.generation:
+            self._place_all(attempts, action, generation, url)
+        else:  # the answer is to a question of yesterday
+            self.deliver(attempts)
+        for destination in {a.destination for a in attempts} & self._held_unplanned.keys():
+            del self._held_unplanned[destination]
+            self._ready(destination)
+
+    def _place_all(self, attempts: list[Attempt], action: Action, generation: int, url: str) -> None:
+        relays: dict[int, RelayState] = {}
+        for attempt in attempts:
             if not url:
                 self._log.warn(f"Failed to retrieve smarthost for envelope {attempt.envelope.evpid:016x}")
                 self._refuse(attempt, "Cannot retrieve smarthost")
@@ -292,9 +311,6 @@ class Relays:
                 relays[id(relay)] = relay
         for relay in relays.values():
             self._serve(relay)
-        for destination in {a.destination for a in attempts} & self._held_unplanned.keys():
-            del self._held_unplanned[destination]
-            self._ready(destination)
 
     def _place_at(self, attempt: Attempt, action: Action, generation: int, smarthost: str) -> RelayState | None:
         envelope = attempt.envelope
@@ -335,6 +351,9 @@ class Relays:
 
     def _serve(self, relay: RelayState) -> None:
         """Something changed: give tasks to sessions that wait for one, open more sessions if they are wanted."""
+        if self._outdated(relay):
+            self._vacate(relay)
+            return
         while relay.tasks and relay.idle:
             session = relay.idle.pop()  # the one idle for the shortest time: the others may end
             if session.waiter is not None and not session.waiter.done():
@@ -343,6 +362,24 @@ class Relays:
             self._connecting.drain(relay)
             self._connecting.connect_all(relay)
         self._drop_if_done(relay)
+
+    def _outdated(self, relay: RelayState) -> bool:
+        """Does it go by a configuration that was replaced?"""
+        return relay.plan.generation != self._config.generation
+
+    def _vacate(self, relay: RelayState) -> None:
+        """Its tasks find their relays by the configuration of today; its sessions end with what they are doing."""
+        attempts: list[Attempt] = []
+        while relay.tasks:
+            attempts += relay.next().attempts
+        for session in relay.idle:
+            if session.waiter is not None and not session.waiter.done():
+                session.waiter.set_result(None)
+        relay.timer.cancel()
+        relay.waits.pop("connector", None)
+        self._release(relay)
+        self._drop_if_done(relay)
+        self.deliver(attempts)
 
     def _pop(self, session: Session) -> Pending:
         """The oldest task, for this session; and word to the scheduler when there is room again."""

@@ -76,6 +76,20 @@ class OutgoingSessions:
         running = tuple(attempt for delivery in self._sessions.values() for attempt in delivery.running.items())
         return InFlight(running=running, outcomes=self._reporter.outcomes)
 
+    def generations(self) -> set[int]:
+        """By which configurations there are sessions."""
+        return {delivery.generation for delivery in self._sessions.values()}
+
+    def retire(self, generation: int) -> None:
+        """The time of a configuration is over: end its sessions after the transaction under way."""
+        for delivery in self._sessions.values():
+            if delivery.generation == generation:
+                delivery.close()
+
+    def forget(self, generation: int) -> None:
+        """No session goes by this configuration any more."""
+        self._contexts.forget(generation)
+
     async def drain(self) -> None:
         """End every session after its transaction, and wait until the queue knows every outcome; set a deadline.
 

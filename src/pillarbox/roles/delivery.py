@@ -110,7 +110,8 @@ class Outgoing(Protocol):
 
 
 class LocalDelivery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One message to one local user. The parent finds the action (method, command, path) in *its* configuration.
+    """One message to one local user. The parent finds the action (method, command, path) in its own copy of the
+    configuration that `generation` names.
 
     `user`, `uid`, `gid`, `home`: from the user table of the action.
     """

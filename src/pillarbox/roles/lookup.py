@@ -5,6 +5,7 @@ from typing import Protocol
 import msgspec
 
 from pillarbox.mail.envelope import Notify, Sealed
+from pillarbox.roles.explain import Explanation, Question
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -138,6 +139,10 @@ class Lookup(Protocol):
         TempFail: no answer. PermFail: the domain does not exist, has no address, or takes no mail; the text is the
         reference's (`Domain does not exist`, `No MX found for domain`, …). `family`: "", "inet4", "inet6".
         """
+        ...
+
+    async def explain(self, question: Question) -> Explanation:
+        """What would become of a recipient, and why (`smtpctl explain`); nothing is changed by asking."""
         ...
 
     async def update_table(self, name: str) -> bool:

@@ -14,6 +14,16 @@ class DatabasePart(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What became of a reload. `problems`: why nothing has changed; `notes`: what to know although it has.
+
+    Each is a text for a person, those about a file with `file:line: ` before it.
+    """
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class System(Protocol):
     """Called by lookup and control."""
 
@@ -46,8 +56,19 @@ class System(Protocol):
         """A part of the file of a `db:` table that lookup itself may not read."""
         ...
 
+    async def configuration(self, offset: int) -> tuple[int, str]:
+        """The generation that new sessions use, and its canonical text from a character on: a piece, "" at the end.
+
+        Secrets are in it.
+        """
+        ...
+
     async def stop(self) -> None:
         """`smtpctl stop`: end as on SIGTERM."""
+        ...
+
+    async def reload(self) -> Reloaded:
+        """`smtpctl reload`: read the configuration again, and use it in all roles or in none. One at a time."""
         ...
 
     async def remember_pause(self, kind: str, paused: bool) -> None:

@@ -22,7 +22,8 @@ from pillarbox.mail.envelope import Envelope, Flag, Kind
 from pillarbox.roles.lookup import Recipient, User
 from pillarbox.routing.aliases import AliasError, Member, parse_members, read_lines
 from pillarbox.routing.aliases import Kind as Form
-from pillarbox.routing.ruleset import NO_NAME, Ruleset, Subject
+from pillarbox.routing.ruleset import NO_NAME, Decider, Subject
+from pillarbox.routing.trace import Observer
 from pillarbox.tables.services import Service
 from pillarbox.tables.table import Table
 
@@ -86,7 +87,7 @@ class Expander:
         self,
         *,
         config: Config,
-        ruleset: Ruleset,
+        ruleset: Decider,
         tables: dict[str, Table],
         find_user: Callable[[str, str], Awaitable[User | None]],
         read_forward: Callable[[User], Awaitable[bytes | None]],
@@ -109,9 +110,12 @@ class Expander:
         self.delimiter = config.smtp.sub_addr_delim[:1]
         self._serial = itertools.count(secrets.randbits(32))
 
-    async def expand(self, recipient: Recipient) -> list[Envelope] | Refusal:
-        """The envelopes of a recipient (at least one), or the code and the words of the refusal."""
-        return await _Expansion(self, recipient).run()
+    async def expand(self, recipient: Recipient, observer: Observer | None = None) -> list[Envelope] | Refusal:
+        """The envelopes of a recipient (at least one), or the code and the words of the refusal.
+
+        An `observer` is told what is done, as it is done (`smtpctl explain`).
+        """
+        return await _Expansion(self, recipient, observer).run()
 
     def new_evpid(self, msgid: int) -> int:
         """An envelope id of the message. The lower half looks random and repeats only after 2**32 envelopes."""
@@ -124,8 +128,9 @@ class Expander:
 class _Expansion:
     """One run."""
 
-    def __init__(self, expander: Expander, recipient: Recipient) -> None:
+    def __init__(self, expander: Expander, recipient: Recipient, observer: Observer | None) -> None:
         self._expander = expander
+        self._observer = observer
         self._recipient = recipient
         self._actions = expander.config.actions
         self._queue: deque[_Node] = deque()
@@ -139,6 +144,8 @@ class _Expansion:
         worked = 0
         while self._queue:
             node = self._queue.popleft()
+            if self._observer is not None:
+                self._observer.working(node)
             refusal = await self._work(node)
             if refusal is not None:
                 return refusal
@@ -149,6 +156,10 @@ class _Expansion:
 
     async def _work(self, node: _Node) -> Refusal | None:
         if node.depth >= MAX_DEPTH:
+            if self._observer is not None:
+                self._observer.note(
+                    f"deeper than {MAX_DEPTH - 1} steps below the recipient: a loop, or too long a chain"
+                )
             return LIST_PERMFAIL
         if self._nodes > MAX_NODES:
             return LIST_TEMPFAIL
@@ -162,7 +173,10 @@ class _Expansion:
 
     def _insert(self, member: Member, parent: _Node | None, action: Local | None) -> None:
         node = _Node(member, parent, action)
-        if node.key not in self._seen:
+        new = node.key not in self._seen
+        if self._observer is not None:
+            self._observer.inserted(node, new=new)
+        if new:
             self._seen.add(node.key)
             self._queue.append(node)
             self._nodes += 1
@@ -196,6 +210,8 @@ class _Expansion:
             return
         known = (keys.key, keys.backup_key)
         decoded = srs.decode(node.text, keys=known, ttl=keys.ttl, now=self._expander.now())
+        if self._observer is not None:
+            self._observer.decoded(node.text, decoded)
         if decoded is None:
             self._expander.log.warn(f"SRS failed to decode: {node.text}")
             return
@@ -243,6 +259,8 @@ class _Expansion:
         self._found_user(node, user)
         assert node.parent is not None  # a user name always comes from somewhere
         if (node.same_user and node.parent.forwarded) or (action.user and action.user != node.user):
+            if self._observer is not None:
+                self._observer.note(f".forward of {node.user} is not read: {_reason(node, action)}")
             self._submit_local(node, action)
             return None
         return await self._work_forward(node, action, user)
@@ -409,8 +427,23 @@ class _Expansion:
                 mda_user=mda_user,
             )
         )
+        if self._observer is not None:
+            self._observer.submitted(self._envelopes[-1])
 
 
 def _home(node: _Node) -> str:
     assert node.home is not None  # the root is an address
     return node.home.text
+
+
+def _reason(node: _Node, action: Local) -> str:
+    if action.user and action.user != node.user:
+        return f"the action delivers as {action.user}"
+    return "it was read already, and names this user itself"
+
+
+def refusal_text(rcpt: str, words: str) -> str:
+    """What follows the code of a refusal: the words, and the recipient as the client gave it."""
+    user, _, domain = rcpt.rpartition("@")
+    shown = "" if not user and domain and "@" in rcpt else rcpt.removesuffix("@")
+    return f"{words}: <{shown}>"

@@ -17,15 +17,18 @@ from typing import Protocol
 
 from pillarbox.conf import model
 from pillarbox.conf.model import AUTH_SYSTEM, Config, pam_service
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
 from pillarbox.mail.seal import seal
+from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.lookup import Expansion, Login, MxHost, Recipient, User
 from pillarbox.roles.parent import System
 from pillarbox.routing.aliases import parse_addresses
-from pillarbox.routing.expand import TEMPORARY, Expander
+from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
+from pillarbox.routing.explain import Explainer
 from pillarbox.routing.logins import Logins
+from pillarbox.routing.planning import Plans
 from pillarbox.routing.ruleset import Ruleset
 from pillarbox.tables.db import DbTable
 from pillarbox.tables.matchers import MailaddrMatcher
@@ -68,7 +71,7 @@ class Lookup:
 
     `local_addresses()`: the addresses of this machine now, without brackets. `libexec`: the folder of
     `mail.mboxfile`, for files named by aliases. `alias_user`: whom commands and files of aliases run as.
-    `program_of`: the program that answers for a table, by generation and the table's name.
+    `program_of`: the program that answers for a table, by generation and the table's name. `plans`: for `explain`.
     """
 
     def __init__(
@@ -83,8 +86,10 @@ class Lookup:
         local_addresses: Callable[[], Set[str]],
         libexec: str,
         alias_user: str = "_smtpd",
+        plans: Plans | None = None,
         program_of: Callable[[int, str], Program] = no_program,
     ) -> None:
+        self._plans = plans
         self._system = system
         self._resolver = resolver
         self._seal_key = seal_key
@@ -98,6 +103,7 @@ class Lookup:
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._logins = Logins(system=system, now=now, local_addresses=local_addresses)
         self._generations: dict[int, _Generation] = {}
+        self._current = config.generation
         self._no_forward: dict[User, float] = {}  # since when we know
         self.add_config(config)
 
@@ -128,6 +134,10 @@ class Lookup:
     async def close_tables(self) -> None:
         """Forget all configurations: nothing will be asked any more."""
         await asyncio.gather(*(self.drop_config(generation) for generation in list(self._generations)))
+
+    def use_config(self, generation: int, resolver: Resolver) -> None:
+        """This is the one of today: DNS is asked, and files are read anew, as it says."""
+        self._current, self._resolver = generation, resolver
 
     def close(self) -> None:
         """Stop the threads; what waits for them is cancelled."""
@@ -191,9 +201,7 @@ class Lookup:
         if isinstance(outcome, list):
             return Expansion(envelopes=tuple(self._seal(envelope) for envelope in outcome))
         code, words = outcome
-        user, _, domain = recipient.rcpt.rpartition("@")
-        shown = "" if not user and domain and "@" in recipient.rcpt else recipient.rcpt.removesuffix("@")
-        return Expansion(code=code, text=f"{words}: <{shown}>")
+        return Expansion(code=code, text=refusal_text(recipient.rcpt, words))
 
     def _seal(self, envelope: Envelope) -> Sealed:
         data = encode_envelope(envelope)
@@ -310,6 +318,21 @@ class Lookup:
         """`smtpctl log verbose|brief`."""
         self._log.verbose = verbose
 
+    async def explain(self, question: Question) -> Explanation:
+        """What would become of a recipient of a session that begins now; see `roles.lookup.Lookup`."""
+        if self._plans is None:
+            raise PermFail("this server was built without what explains")
+        generation = self._generations[self._current]
+        return await Explainer(
+            config=generation.config,
+            tables=generation.tables,
+            expander=generation.expander,
+            lookup=self,
+            plans=self._plans,
+            local_addresses=self._local_addresses,
+            served=self._opened,
+        ).explain(question)
+
     async def update_table(self, name: str) -> bool:
         """Have a table read again, in every generation that has it; what cannot be read leaves the old content."""
         holders = [g for g in self._generations.values() if name in g.config.tables]
@@ -319,8 +342,9 @@ class Lookup:
         try:
             if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
                 entries = await self._system.read_table(name)
+                path = self._generations[self._current].config.tables[name].config  # what the parent has read
                 for number in list(self._generations):
-                    self._replace_entries(number, name, entries)
+                    self._replace_entries(number, name, path, entries)
             await asyncio.gather(*(holder.tables[name].update() for holder in holders))
         except PillarboxError as error:
             self._log.info(f'info: Failed to update table "{name}"')
@@ -329,10 +353,11 @@ class Lookup:
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
-    def _replace_entries(self, number: int, name: str, entries: tuple[tuple[str, str], ...]) -> None:
+    def _replace_entries(self, number: int, name: str, path: str, entries: tuple[tuple[str, str], ...]) -> None:
+        """In the configurations that have this file under this name; another may mean another file by it."""
         generation = self._generations[number]
         table = generation.config.tables.get(name)
-        if table is None or table.kind is not model.TableKind.FILE:
+        if table is None or (table.kind, table.config) != (model.TableKind.FILE, path):
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})

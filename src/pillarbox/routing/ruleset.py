@@ -10,7 +10,7 @@ to it, and asks each at most once for one key.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -66,6 +66,14 @@ _SERVICES = {
     "rcpt-to": Service.MAILADDR,
     "rcpt_to": Service.MAILADDR,
 }
+
+
+class Decider(Protocol):
+    """What an expansion needs of the rules."""
+
+    async def decide(self, subject: Subject) -> Rule | None:
+        """The first rule that matches, None where none does. May raise TempFail."""
+        ...
 
 
 class Ruleset:

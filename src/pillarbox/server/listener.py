@@ -1,13 +1,11 @@
-"""The incoming side of a dispatcher: listening sockets, limits, the sessions, and what control asks of them.
+"""The incoming side of a dispatcher: limits, the sessions, and what control asks of them.
 
-The parent binds and hands sockets in. Accepting is done here rather than by the event loop's own server, because a
-process without descriptors must neither spin nor stop for good, and because above the limit clients get a reply.
+The parent binds and hands sockets in; accepting is done by `server/doors`, and above the limit of sessions clients get
+a reply. A session keeps the configuration that was valid when it came, whatever `configure` brings meanwhile.
 """
 
 import asyncio
 import contextlib
-import errno
-import os
 import random
 import resource
 import secrets
@@ -22,6 +20,7 @@ from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
 from pillarbox.server.commands.hello import handshake_failed
+from pillarbox.server.doors import Door, Doors, Serving
 from pillarbox.server.msgids import MessageIds
 from pillarbox.server.names import ReverseNames
 from pillarbox.server.services import Peer, Services
@@ -29,12 +28,10 @@ from pillarbox.server.session import TLS_HANDSHAKE, Session
 from pillarbox.server.submission import Submission
 from pillarbox.server.trace import Dates
 from pillarbox.smtp import replies
+from pillarbox.smtp.replies import Reply
 
-ACCEPT_BATCH = 32  # connections taken before running sessions get their turn
-RETRY_ACCEPT = 1.0  # seconds, when the process has no descriptors left
 RESERVED_DESCRIPTORS = 64  # sockets to other roles, listening sockets, log, keys
 DRAIN_DEADLINE = 30.0  # seconds for transactions under way when the server stops
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -64,18 +61,16 @@ class Server:
         auth_delay: Callable[[], float] = random.random,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._config, self._tls_contexts = config, tls_contexts
+        self._serving = Serving(config, tls_contexts, local_addresses)
         self._log = log
-        self._local_addresses = local_addresses
         self._max_sessions = default_max_sessions() if max_sessions is None else max_sessions
-        self._sockets: list[tuple[int, socket.socket]] = []
+        self._doors = Doors(accepted=self._accepted, log=log)
         self._sessions: set[Session] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters: Counter[str] = Counter()
         self._submissions: dict[int, Submission] = {}
         self._paused = self._draining = False
         self._full = False  # said once, until there is room again
-        self._no_descriptors: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event = asyncio.Event()
         self._empty.set()
         self._services = Services(
@@ -93,21 +88,39 @@ class Server:
 
     # --- assembled by daemon ----------------------------------------------------------------------------------------
 
-    def add_socket(self, listener_id: int, listening: socket.socket) -> None:
-        """Accept on a socket that is bound and listening. `listener_id` is a `Listener.id` of the configuration."""
-        listening.setblocking(False)
-        self._sockets.append((listener_id, listening))
-        if self._accepting():
-            self._watch(listener_id, listening)
+    def add_socket(self, address: str, listener_id: int, listening: socket.socket) -> None:
+        """Accept on a socket that is bound and listening. `address`: its name, `listener_id`: who is served there."""
+        self._doors.open(Door(address, listening, listener_id, self._serving))
 
-    def configure(self, config: Config, tls_contexts: Mapping[int, ssl.SSLContext]) -> None:
-        """New connections get this generation; sessions keep theirs."""
-        self._config, self._tls_contexts = config, tls_contexts
+    def configure(
+        self,
+        config: Config,
+        tls_contexts: Mapping[int, ssl.SSLContext],
+        *,
+        listening: Mapping[str, int],
+        local_addresses: frozenset[str],
+    ) -> None:
+        """New connections get this generation; sessions keep theirs. `listening`: listener ids by socket address.
+
+        A socket whose address is not in it is closed once those who wait there were taken.
+        """
+        self._serving = Serving(config, tls_contexts, local_addresses)
+        self._doors.replace(self._serving, listening)
+
+    def generations(self) -> set[int]:
+        """Of which configurations there are sessions, or may be."""
+        return {session.config.generation for session in self._sessions} | self._doors.generations()
+
+    def retire(self, generation: int) -> None:
+        """The time of a configuration is over: 421 to its idle sessions now, to the others after their transaction."""
+        for session in list(self._sessions):
+            if session.config.generation == generation:
+                session.drain()
 
     async def drain(self, deadline: float = DRAIN_DEADLINE) -> None:
         """Stop: no new connections, 421 to idle sessions now and to the others after their transaction."""
         self._draining = True
-        self._unwatch()
+        self._doors.shut("draining")
         for session in list(self._sessions):
             session.drain()
         try:
@@ -126,10 +139,7 @@ class Server:
         if self._paused == paused:
             return False
         self._paused = paused
-        if paused:
-            self._unwatch()
-        elif self._accepting():
-            self._watch_all()
+        (self._doors.shut if paused else self._doors.reopen)("paused")
         return True
 
     async def paused(self) -> bool:
@@ -144,11 +154,10 @@ class Server:
         """Begin a session of a local user; `uid` is for the log. Raises TempFail where none can be had."""
         if self._paused or self._draining or len(self._sessions) >= self._max_sessions:
             raise TempFail("smtp is paused or full")
-        listener = next((x for x in self._config.listeners if x.socket), None)
-        peer = Peer(
-            address="local", local=True, loopback=True, hostname=self._config.hostname, username=user or str(uid)
-        )
-        session = self._session(listener or Listener(id=0, socket=True), peer, None)
+        config = self._serving.config
+        listener = next((x for x in config.listeners if x.socket), None)
+        peer = Peer(address="local", local=True, loopback=True, hostname=config.hostname, username=user or str(uid))
+        session = self._session(config, listener or Listener(id=0, socket=True), peer, None)
         submission = Submission(session, self._loop)
         self._submissions[session.id] = submission
         self._count("smtp.session.local", 1)
@@ -178,77 +187,37 @@ class Server:
 
     # --- accepting --------------------------------------------------------------------------------------------------
 
-    def _accepting(self) -> bool:
-        return not (self._paused or self._draining or self._no_descriptors)
-
-    def _watch(self, listener_id: int, listening: socket.socket) -> None:
-        self._loop.add_reader(listening.fileno(), self._accept, listener_id, listening)
-
-    def _watch_all(self) -> None:
-        for listener_id, listening in self._sockets:
-            self._watch(listener_id, listening)
-
-    def _unwatch(self) -> None:
-        for _, listening in self._sockets:
-            if listening.fileno() >= 0:  # it may have been closed by its owner, the parent
-                self._loop.remove_reader(listening.fileno())
-
-    def _accept(self, listener_id: int, listening: socket.socket) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                connection, address = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF_DESCRIPTORS:
-                    self._log.warn(f"smtp: accept: {os.strerror(error.errno or 0)}")
-                    return
-                self._log.warn(f"Disabling incoming SMTP connections for a moment: {error.strerror}")
-                self._unwatch()
-                self._no_descriptors = self._loop.call_later(RETRY_ACCEPT, self._retry)
-                return
-            self._accepted(listener_id, listening, connection, address)
-
-    def _retry(self) -> None:
-        self._no_descriptors = None
-        if self._accepting():
-            self._watch_all()
-
-    def _accepted(
-        self, listener_id: int, listening: socket.socket, connection: socket.socket, address: tuple[str, int]
-    ) -> None:
+    def _accepted(self, door: Door, connection: socket.socket, address: tuple[str, int]) -> None:
         connection.setblocking(False)
-        listener = next((x for x in self._config.listeners if x.id == listener_id), None)
-        context = self._tls_contexts.get(listener_id)
+        serving = door.serving
+        listener = serving.listener(door.listener_id)
+        context = serving.tls_contexts.get(door.listener_id)
         if listener is None or (listener.tls is TlsMode.SMTPS and context is None):
-            connection.close()  # of a configuration that is gone, or without keys
+            connection.close()  # without keys
+            return
+        if self._draining:  # who came last to a socket that is let go
+            _turn_away(connection, listener, replies.SHUTTING_DOWN)
             return
         if len(self._sessions) >= self._max_sessions:
-            self._turn_away(connection, listener)
+            if not self._full:
+                self._full = True
+                self._log.warn("smtp: client limit reached, turning clients away")
+            _turn_away(connection, listener, replies.TOO_MANY_SESSIONS)
             return
         self._full = False
-        server = listening.getsockname()
+        server = door.socket.getsockname()
         host = address[0].partition("%")[0]
         peer = Peer(
             address=host,
-            local=host in self._local_addresses,
+            local=host in serving.local_addresses,
             loopback=server[0] in _LOOPBACK,
             server=server[0],
             port=server[1],
         )
         self._count("smtp.session.inet6" if connection.family == socket.AF_INET6 else "smtp.session.inet4", 1)
-        session = self._session(listener, peer, context)
+        session = self._session(serving.config, listener, peer, context)
         session.begin()
         self._background(self._connect(session, connection))
-
-    def _turn_away(self, connection: socket.socket, listener: Listener) -> None:
-        if not self._full:
-            self._full = True
-            self._log.warn("smtp: client limit reached, turning clients away")
-        if listener.tls is not TlsMode.SMTPS:
-            with contextlib.suppress(OSError):  # it is closed anyway
-                connection.send(replies.TOO_MANY_SESSIONS.wire)
-        connection.close()
 
     async def _connect(self, session: Session, connection: socket.socket) -> None:
         smtps = session.listener.tls is TlsMode.SMTPS
@@ -262,10 +231,10 @@ class Server:
         except (OSError, TimeoutError) as error:
             session.fail(handshake_failed(error))
 
-    def _session(self, listener: Listener, peer: Peer, context: ssl.SSLContext | None) -> Session:
+    def _session(self, config: Config, listener: Listener, peer: Peer, context: ssl.SSLContext | None) -> Session:
         session = Session(
             services=self._services,
-            config=self._config,
+            config=config,
             listener=listener,
             peer=peer,
             tls_context=context,
@@ -302,3 +271,10 @@ class Server:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.exception("smtp: background work", error)
+
+
+def _turn_away(connection: socket.socket, listener: Listener, reply: Reply) -> None:
+    if listener.tls is not TlsMode.SMTPS:
+        with contextlib.suppress(OSError):  # it is closed anyway
+            connection.send(reply.wire)
+    connection.close()

@@ -90,7 +90,7 @@ def build_context(
         if len(contexts) > 1:
             _choose_by_name(contexts[0], _by_name(contexts, chosen))
     except (OSError, ValueError, KeyError) as error:
-        raise PermFail(f"line {listener.line}: listener {listener.interface}: TLS: {error}") from error
+        raise PermFail(f"{config.file}:{listener.line}: listen on {listener.interface}: TLS: {error}") from error
     return contexts[0]
 
 

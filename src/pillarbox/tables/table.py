@@ -96,6 +96,11 @@ class MemoryTable:
         self._next += 1
         return key
 
+    def upcoming(self) -> str | None:
+        """What `fetch` would return next, and still will."""
+        keys = self.all_keys()
+        return keys[self._next % len(keys)] if keys else None
+
     async def update(self) -> None:
         """See `Table`. A file is read by the parent; its new content is a new table."""
 

@@ -1,7 +1,7 @@
 """`python -m tests.corpus.runner`: run cases, print what differs from the recording and a table.
 
 Options: `--dir DIR`, `--kind KIND`, `-k TEXT`, `--wiring one|many`. As root, in a sandbox (`tests/sandbox.py`).
-Exit status 0 where every case that is judged is as recorded.
+Exit status 0 where every case that is judged is as recorded, 1 where one is not, 2 where there is none.
 """
 
 import argparse
@@ -42,6 +42,9 @@ def main() -> int:
             verdicts = _run(kind, wiring, options)
             if verdicts:
                 rows.append((f"{kind} ({wiring})", verdicts))
+    if not rows:  # a name misspelt is no success
+        print(f"corpus: no such cases in {options.dir}", file=sys.stderr)
+        return 2
     return _table(rows)
 
 

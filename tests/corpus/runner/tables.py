@@ -27,13 +27,14 @@ _REQUEST = [
 def judge_tables(case: Case, stage: Stage) -> str:
     """A session with tables that are programs, or a handshake that goes wrong."""
     files = {name: json.dumps(spec) for name, spec in _programs(case).items()}
-    server = stage.server(Case(case.kind, {**case.data, "files": files}))
+    server = stage.server(Case(case.kind, {**case.data, "files": {**case.data.get("files", {}), **files}}))
     if "raw_handshake" in case.data:
         return settle(lambda: _handshake(case, server), _PATIENCE)
     with ExitStack() as stack:
         for name, port in PORTS.items():
             if name.startswith("@SINK") and name in json.dumps(case.data):
-                stack.callback(Sink(port, {}).close)
+                script = case.data.get("sinks", {}).get(name.strip("@SINK"), {})
+                stack.callback(Sink(port, script).close)
         bare = [{k: v for k, v in step.items() if k not in _ANSWERS} for step in case.data["session"]]
         if bad := compare.dialog(play(bare), case.data["session"]):
             return bad
