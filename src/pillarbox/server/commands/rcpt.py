@@ -1,13 +1,16 @@
 """RCPT TO (RFC 5321 §4.1.1.3): lookup says who receives; its sealed envelopes are kept for the commit."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Coroutine
+from typing import TYPE_CHECKING, Any
 
-from pillarbox.roles.lookup import Recipient
+from pillarbox.roles.lookup import Expansion, Recipient
+from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import (
     BadNotify,
     BadOrcpt,
     BadSyntax,
+    RcptParameters,
     UnknownOption,
     parse_path,
     parse_rcpt_parameters,
@@ -32,10 +35,9 @@ def check(session: "Session", args: str | None) -> Reply | None:
     return None
 
 
-async def proceed(session: "Session", args: str) -> Reply:
+def proceed(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply]:
     """Expand the recipient and keep its envelopes."""
-    tx = session.tx
-    assert tx is not None
+    assert session.tx is not None
     rcpt, rest = parse_path(args, default_domain=session.name)
     try:
         parameters = parse_rcpt_parameters(rest, dsn=not session.listener.no_dsn)
@@ -45,9 +47,23 @@ async def proceed(session: "Session", args: str) -> Reply:
         return replies.NOTIFY_NEVER
     except BadOrcpt:
         return replies.BAD_ORCPT
+    if session.hostname is None:
+        return _wait(session, session.tx, rcpt, parameters)
+    # Asked at once: lookup works while this process turns to other sessions.
+    return _expanded(session, session.tx, rcpt, _expand(session, session.tx, rcpt, parameters))
+
+
+async def _wait(session: "Session", tx: Transaction, rcpt: str, parameters: RcptParameters) -> Reply:
+    await session.reverse_name()
+    return await _expanded(session, tx, rcpt, _expand(session, tx, rcpt, parameters))
+
+
+def _expand(
+    session: "Session", tx: Transaction, rcpt: str, parameters: RcptParameters
+) -> Coroutine[Any, Any, Expansion]:
     request = Recipient(
         generation=session.config.generation,
-        client=session.client(await session.reverse_name()),
+        client=session.client(session.hostname or ""),
         msgid=tx.msgid,
         sender=tx.sender,
         rcpt=rcpt,
@@ -56,7 +72,11 @@ async def proceed(session: "Session", args: str) -> Reply:
         dsn_ret=tx.parameters.ret,
         dsn_envid=tx.parameters.envid,
     )
-    expansion = await session.services.lookup.expand(request)
+    return session.services.lookup.expand(request)
+
+
+async def _expanded(session: "Session", tx: Transaction, rcpt: str, answer: Awaitable[Expansion]) -> Reply:
+    expansion = await answer
     if expansion.code != 250:
         return replies.expansion_refused(expansion.code, expansion.text)
     tx.add(rcpt, expansion.envelopes)
