@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from pillarbox.conf.lexer import KEYWORDS
 from pillarbox.conf.model import (
     AUTH_SYSTEM,
+    BEARER,
+    MECHANISMS,
     RATES,
     Config,
     Criterion,
@@ -39,7 +41,27 @@ LONG_MAX = (1 << 63) - 1
 # A string cannot hold NUL or a newline, nor end with a backslash.
 words = st.one_of(
     st.sampled_from(
-        ["", "a", "x y", "25", "-1", "*", "@", "$x", "#", "a\\b", 'q"', '\\"', "\\ x", "\\\t.", "é", "{", "'"]
+        [
+            "",
+            "a",
+            "x y",
+            "25",
+            "-1",
+            "*",
+            "@",
+            "$x",
+            "#",
+            "a\\b",
+            'q"',
+            '\\"',
+            "\\ x",
+            "\\\t.",
+            "é",
+            "{",
+            "'",
+            "pam",
+            "tokens",
+        ]
     ),
     st.sampled_from([*sorted(KEYWORDS), "proxy", "greet-delay"]),
     st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), max_size=12),
@@ -191,8 +213,9 @@ class Maker:
         tls = self.draw(st.sampled_from(TlsMode)) if pki else TlsMode.NONE
         secure = tls is not TlsMode.NONE
         strict = tls in (TlsMode.SMTPS, TlsMode.STARTTLS_REQUIRE)
-        auth = self.draw(st.sampled_from(["", AUTH_SYSTEM, "<pam:smtp>", "<pam:a b>", "table"])) if secure else ""
-        tokens = self.maybe(True) if auth else ""
+        auth = self.draw(st.sampled_from(["", AUTH_SYSTEM, "<pam:smtp>", "<pam:mail.x>", "table"])) if secure else ""
+        tokens = self.use(True) if auth and self.draw(flags) else ""
+        mechanisms = tuple(self.draw(st.lists(st.sampled_from(MECHANISMS[:2]), unique=True))) if auth else ()
         senders = self.maybe(True)
         return Listener(
             id=number,
@@ -204,9 +227,9 @@ class Maker:
             pki=tuple(self.draw(st.lists(st.sampled_from(pki), min_size=1, max_size=3))) if secure else (),
             ca=self.draw(st.sampled_from(["", *ca])),
             auth=self.use(None) if auth == "table" else auth,
-            auth_optional=bool(auth) and self.draw(flags),
             tokens=tokens,
-            mechanisms=self.draw(mechanisms) if tokens else (),
+            mechanisms=(*mechanisms, BEARER[0]) if tokens and mechanisms else mechanisms,
+            auth_optional=bool(auth) and self.draw(flags),
             hostnames=self.maybe(True),
             senders=senders,
             masquerade=bool(senders) and self.draw(flags),
@@ -294,7 +317,6 @@ _PHASES = {
     "commit": _SENDING,
 }
 tags = words.filter(lambda word: len(word.encode()) <= 32)
-mechanisms = st.sampled_from([(), ("XOAUTH2",), ("PLAIN", "OAUTHBEARER")])
 hosts = st.sampled_from(["*", "mx.example.org", "a", "x_1.example"])
 queues = structs(
     QueueOptions,

@@ -56,12 +56,31 @@ def test_words_of_ours_are_words_like_any_other_elsewhere(word: str) -> None:
         ("auth mechanisms plain mechanisms login", "mechanisms already specified"),
         ("auth tokens <tokens> tokens <tokens>", "tokens already specified"),
         ("auth pam auth", "auth already specified"),
+        ('auth pam ""', "invalid PAM service: "),
+        ('auth pam "../x"', "invalid PAM service: ../x"),
     ],
 )
 def test_listener_auth_that_cannot_be(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         listener(f"lo tls pki a.example {text}", before=PKI + CREDENTIALS)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            "auth <creds> mechanisms scram-sha-256",
+            'no SCRAM for 1 of 2 users of table "creds": smtpctl encrypt --scram',
+        ),
+        ("auth <creds> tokens <creds>", 'no token fits 2 of 2 users of table "creds": smtpctl encrypt --token makes'),
+        ("auth <creds>", ""),
+    ],
+)
+def test_secrets_that_cannot_fit_are_warned_of(text: str, warning: str) -> None:
+    tables = 'table creds { alice = "hash", bob = "SCRAM-SHA-256$x" }\n'
+    warnings = load(f"{PKI}{tables}listen on lo tls pki a.example {text}\nmatch reject\n").warnings
+    assert warning in "".join(warnings) and len(warnings) == bool(warning)
 
 
 def test_limits_of_failed_logins() -> None:

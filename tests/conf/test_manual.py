@@ -42,6 +42,8 @@ lo port smtps smtps pki mx.example.org | lo smtps verify pki mx.example.org ca c
 lo tls-require pki mx.example.org pki "*" | lo tls-require verify pki mx.example.org | lo filter rspamd
 lo filter both | lo tls pki mx.example.org auth | lo tls pki mx.example.org auth <list>
 lo tls pki mx.example.org auth-optional | lo tls pki mx.example.org auth-optional { a = b }
+lo tls pki mx.example.org auth pam | lo tls pki mx.example.org auth-optional pam mail tag LAN
+lo tls pki mx.example.org auth <map> mechanisms { plain, scram-sha-256 } | lo tls pki mx.example.org tokens <map> auth
 lo filter { early rspamd } | lo hostname mx.example.org tag LAN | lo hostnames <map>
 lo hostnames { 192.0.2.1 = "mx" } | lo mask-src no-dsn received-auth proxy-v2 | lo senders <map>
 lo senders { a = b } masquerade | lo tls pki mx.example.org protocols "TLSv1.3" ciphers HIGH | socket

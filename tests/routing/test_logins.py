@@ -82,7 +82,7 @@ def test_scram_is_not_offered_for_system_users():
 
 @pytest.mark.parametrize("user", ["ghost", "carol", "dave"])
 def test_nobody_can_tell_who_has_a_verifier(user):
-    mixed = table("mixed", ("alice", ALICE), ("carol", SHA512), ("dave", "!"))
+    mixed = table("mixed", ("carol", SHA512), ("alice", ALICE), ("dave", "!"))
 
     def salt(name):
         return ask([mixed], lambda lookup: lookup.scram_salt(login("mixed", name)))
@@ -193,3 +193,16 @@ def test_stored_keys_are_not_what_is_told():
     told = ask([SCRAM], lambda lookup: lookup.scram_salt(login("scram", "alice")))
     assert base64.b64encode(told[0]).decode() in ALICE
     assert isinstance(told, tuple) and len(told) == 2
+
+
+class FailingParent(Parent):
+    """Has lost its state directory."""
+
+    async def login_secret(self):
+        raise TempFail("login.secret: No such file or directory")
+
+
+def test_without_the_secret_nobody_is_told_a_salt_for_a_made_up_one_must_last():
+    for user in ("alice", "ghost"):
+        with pytest.raises(TempFail, match=r"login\.secret"):
+            ask([SCRAM], lambda lookup, u=user: lookup.scram_salt(login("scram", u)), parent=FailingParent())

@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 import pytest
 
 from pillarbox.conf.model import Config, Listener, SmtpOptions, TlsMode
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.server.tls import build_contexts
 from tests.smtp.sasl.client import ScramClient
 
@@ -232,6 +233,23 @@ def test_an_exchange_that_is_left_ends_with_the_connection():
         await c.send(f"AUTH SCRAM-SHA-256 {ScramClient('alice', 'alice-pw').first()}")
         c.writer.close()
         await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("error", [TempFail("later"), PermFail("never"), RuntimeError("a defect")])
+def test_whatever_goes_wrong_ends_the_exchange(error):
+    async def scenario(w: World) -> None:
+        async def broken(*_: object) -> bytes:
+            raise error
+
+        c = await secured(w)
+        w.lookup.scram_signature = broken  # type: ignore[method-assign]
+        reply = await scram(c, ScramClient("alice", "alice-pw"))
+        assert reply[:3] in ("454", "554", "421") and "never" not in reply
+        if reply[:3] != "421":
+            assert (await c.send("NOOP"))[:3] == "250"
+            assert (await c.send("MAIL FROM:<alice@example.org>"))[:3] == "530"
 
     run(scenario)
 

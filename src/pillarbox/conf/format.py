@@ -105,17 +105,24 @@ def format_listener(config: Config, listener: Listener) -> str:
     words += [f"pki {quote(name)}" for name in listener.pki]
     words += _named(listener, "ca", "ciphers", "protocols")
     if listener.auth:
-        words.append("auth-optional" if listener.auth_optional else "auth")
-        if service := pam_service(listener.auth):
-            words.append(f"pam {quote(service)}")
-        elif listener.auth != AUTH_SYSTEM:
-            words.append(_operand(config, listener.auth))
+        words += ["auth-optional" if listener.auth_optional else "auth", _users(config, listener.auth)]
+    if listener.mechanisms:
+        words.append(f"mechanisms {{ {', '.join(map(quote, listener.mechanisms))} }}")
+    words += _looked_up(config, listener, "tokens")
     words += _named(listener, "hostname")
     words += _looked_up(config, listener, "hostnames", "senders")
     words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth")
     words += _ours(config, listener)
     words += [_filter_option(config, listener.filter), *_named(listener, "tag")]
     return " ".join(filter(None, words))
+
+
+def _users(config: Config, auth: str) -> str:
+    """Who may log in. A list of one word is written in braces: `pam` is another thing."""
+    if auth == AUTH_SYSTEM:
+        return ""
+    service = pam_service(auth)
+    return f"pam {quoted(service)}" if service else _operand(config, auth, literal=False)
 
 
 def format_action(config: Config, action: Local | Relay) -> str:
@@ -202,9 +209,6 @@ def _keyword(field: str) -> str:
 
 def _ours(config: Config, listener: Listener) -> Iterator[str]:
     """What the reference does not have of a listener, or only in part."""
-    if listener.mechanisms:
-        yield f"mechanisms {_names(listener.mechanisms)}"
-    yield from _looked_up(config, listener, "tokens")
     yield from _flags(listener, "proxy_v2", "proxy")
     if listener.proxy_from:
         yield f"from {_operand(config, listener.proxy_from)}"

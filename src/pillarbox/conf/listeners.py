@@ -1,5 +1,6 @@
 """`listen on …` → `Listener`."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ PORT_MAX = 65535
 _WELL_KNOWN = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
 
 _NEAR = ("lo", "localhost", "::1")
+_SERVICE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # the name of a file in /etc/pam.d
 
 _Fields = dict[str, Any]
 
@@ -33,6 +35,7 @@ def build_listen_on(draft: Draft, node: Node) -> None:
     if not draft.failed:
         _check_tls(fields, node)
         _check_auth(fields, node)
+        _warn_of_secrets(draft, fields, node)
         _check_names(draft, fields, node)
         listener = _add(draft, node, interface=word(node), **fields)
         _warn_of_proxies(draft, listener, node)
@@ -162,7 +165,10 @@ def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
         how = option(node, "pam")
         if how is not None:
-            table = f"<pam:{words(how)[0] if words(how) else PAM_SERVICE}>"
+            service = words(how)[0] if words(how) else PAM_SERVICE
+            if not _SERVICE.fullmatch(service):
+                raise Wrong(token(how), f"invalid PAM service: {service}")
+            table = f"<pam:{service}>"
         else:
             table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
         if "auth" in fields:
@@ -221,6 +227,24 @@ def _check_auth(fields: _Fields, node: Node) -> None:
         raise Wrong(node, f"invalid listen option: tokens require {' or '.join(BEARER)} among the mechanisms")
     if (auth == AUTH_SYSTEM or pam_service(auth)) and any(name.startswith("SCRAM-") for name in mechanisms):
         raise Wrong(node, "invalid listen option: system users cannot do SCRAM, only a table of credentials can")
+
+
+def _warn_of_secrets(draft: Draft, fields: _Fields, node: Node) -> None:
+    """Passwords and tokens that are kept in a form in which they can never be right."""
+    if any(name.startswith("SCRAM-") for name in fields.get("mechanisms", ())):
+        wrong = _without(draft, fields["auth"], "SCRAM-SHA-256$")
+        if wrong:
+            draft.warn(node, f"no SCRAM for {wrong}: smtpctl encrypt --scram makes what it needs")
+    wrong = _without(draft, fields.get("tokens", ""), "SHA-256$")
+    if wrong:
+        draft.warn(node, f"no token fits {wrong}: smtpctl encrypt --token makes what is to be kept")
+
+
+def _without(draft: Draft, name: str, prefix: str) -> str:
+    """Whose secrets in a table that is in memory are not of this form: `2 of 5 users of table "x"`, or ""."""
+    entries = draft.tables.all[name].entries if name in draft.tables.all else ()
+    wrong = [key for key, value in entries if not value.startswith(prefix) and f":{prefix}" not in value]
+    return f'{len(wrong)} of {len(entries)} users of table "{name}"' if wrong else ""
 
 
 def _hostnames(draft: Draft, fields: _Fields, node: Node) -> _Fields:

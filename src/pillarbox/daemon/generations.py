@@ -124,8 +124,8 @@ class Generations:
         tables = (table for generation in self._all() for table in generation.config.tables.values())
         return any(table.kind is TableKind.DB and table.config == path for table in tables)
 
-    def uses_pam(self, service: str) -> bool:
-        """Does a listener of any of them check passwords with this PAM service?"""
+    def asks_pam(self, service: str) -> bool:
+        """Does any of them ask this PAM service?"""
         listeners = (listener for generation in self._all() for listener in generation.config.listeners)
         return any(pam_service(listener.auth) == service for listener in listeners)
 

@@ -29,7 +29,7 @@ _SECRET = 32  # bytes
 _PART = 1 << 20  # bytes of a database at a time
 _CONFIG_PIECE = 64 * 1024  # characters
 
-_YES, _NO, _UNKNOWN = b"+", b"-", b"?"
+_YES, _NO, _UNTOLD = b"+", b"-", b"?"
 
 
 class ParentSystem:
@@ -67,18 +67,18 @@ class ParentSystem:
 
     async def check_password(self, user: str, password: str, service: str, address: str) -> bool:
         """See `System.check_password`; only PAM services of configurations that live."""
-        if service and not self._generations.uses_pam(service):
+        if service and not self._generations.asks_pam(service):
             raise TempFail(f"PAM service {service}: not in this configuration")
 
         def check() -> bytes:
             try:
                 fits = fits_pam(user, password, service, address) if service else fits_shadow(user, password)
             except TempFail as error:
-                return _UNKNOWN + str(error).encode()
+                return _UNTOLD + str(error).encode()
             return _YES if fits else _NO
 
         answer = await self._checking.in_child(check, f"PAM service {service}" if service else "shadow", "login")
-        if answer[:1] == _UNKNOWN:
+        if answer[:1] == _UNTOLD:
             raise TempFail(answer[1:].decode(errors="replace"))
         return answer == _YES
 

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Set
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from pillarbox.conf.model import AUTH_SYSTEM, Config, pam_service
 from pillarbox.errors import TempFail
 from pillarbox.roles.lookup import Login
@@ -30,6 +32,13 @@ SYSTEM_DEADLINE = 60.0  # seconds; the parent has deadlines of its own below thi
 _T = TypeVar("_T")
 
 
+class _Verifiers(msgspec.Struct, frozen=True):
+    """What a table in memory has of them: for every user? The first."""
+
+    complete: bool
+    first: Verifier | None
+
+
 class Logins:
     """Answers for `routing/lookup`. `local_addresses()`: of this machine; they are not counted against."""
 
@@ -39,7 +48,7 @@ class Logins:
         self._passwords = Passwords()
         self._failures = Failures(now=now)
         self._secret = b""
-        self._all_scram: WeakKeyDictionary[MemoryTable, bool] = WeakKeyDictionary()
+        self._verifiers: WeakKeyDictionary[MemoryTable, _Verifiers] = WeakKeyDictionary()
 
     def close(self) -> None:
         """Forget what is waiting."""
@@ -47,12 +56,15 @@ class Logins:
 
     def offers_scram(self, table: Table) -> bool:
         """Is every password of the table a SCRAM verifier? Only then can every user do it, and nobody is told apart."""
-        if not isinstance(table, MemoryTable):
-            return False
-        found = self._all_scram.get(table)
+        return isinstance(table, MemoryTable) and self._verifiers_of(table).complete
+
+    def _verifiers_of(self, table: MemoryTable) -> _Verifiers:
+        found = self._verifiers.get(table)
         if found is None:
-            found = bool(table.entries) and all(_verifier(key, value) is not None for key, value in table.entries)
-            self._all_scram[table] = found
+            each = [_verifier(key, value) for key, value in table.entries]
+            known = [one for one in each if one is not None]
+            found = _Verifiers(complete=bool(each) and len(known) == len(each), first=known[0] if known else None)
+            self._verifiers[table] = found
         return found
 
     async def check_password(self, config: Config, table: Table, login: Login, password: str) -> bool:
@@ -71,16 +83,20 @@ class Logins:
         """See `roles.lookup.Lookup.scram_salt`."""
         if self._counts(login):
             self._failures.check(login.address, config.smtp.max_failed_logins_per_source)
-        # Both are asked for, whoever it is.
-        secret, like = await self._own_secret(), _verifier("", await any_value(table))
+        # All of it is done, whoever it is.
+        name = f"{login.table}\0{login.user.lower()}".encode("utf-8", "surrogateescape")
+        made_up = hmac.digest(await self._own_secret(), name, "sha512")
+        like = await self._like(table)
         found = await _stored_verifier(table, login.user)
         if found is not None:
             return found.salt, found.iterations
-        name = f"{login.table}\0{login.user.lower()}".encode("utf-8", "surrogateescape")
-        made_up = hmac.digest(secret, name, "sha512")
-        if like is None:
-            return made_up[: verifier.SALT_SIZE], verifier.ITERATIONS
         return made_up[: len(like.salt)], like.iterations
+
+    async def _like(self, table: Table) -> Verifier:
+        """What a made-up salt has to look like."""
+        if isinstance(table, MemoryTable):
+            return self._verifiers_of(table).first or _NOBODY
+        return _verifier("", await any_value(table)) or _NOBODY
 
     async def signature(self, config: Config, table: Table, login: Login, message: bytes, proof: bytes) -> bytes:
         """See `roles.lookup.Lookup.scram_signature`."""
@@ -177,7 +193,12 @@ def _verifier(user: str, value: str) -> Verifier | None:
 
 
 # What the proof of a user who is not there is compared with.
-_NOBODY = Verifier(iterations=verifier.ITERATIONS, salt=b"", stored_key=b"\0" * 32, server_key=b"\0" * 32)
+_NOBODY = Verifier(
+    iterations=verifier.ITERATIONS,
+    salt=bytes(verifier.SALT_SIZE),
+    stored_key=bytes(verifier.DIGEST_SIZE),
+    server_key=bytes(verifier.DIGEST_SIZE),
+)
 
 
 def _drop(check: Awaitable[object]) -> None:

@@ -90,8 +90,16 @@ def build_context(
         if len(contexts) > 1:
             _choose_by_name(contexts[0], _by_name(contexts, chosen))
     except (OSError, ValueError, KeyError) as error:
-        raise PermFail(f"{config.file}:{listener.line}: listen on {listener.interface}: TLS: {error}") from error
+        raise PermFail(
+            f"{config.file}:{listener.line}: listen on {listener.interface}: TLS: {_reason(error)}"
+        ) from error
     return contexts[0]
+
+
+def _reason(error: Exception) -> str:
+    """What OpenSSL says, which `ssl` wraps in a tuple where it is no code."""
+    inner = error.args[0] if len(error.args) == 1 else error
+    return str(inner[0] if isinstance(inner, tuple) and inner else inner)
 
 
 def _context(

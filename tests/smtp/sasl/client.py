@@ -12,7 +12,16 @@ def b64(value: bytes) -> str:
 class ScramClient:
     """`binding`: its type and data; `flag`: the GS2 flag where there is none."""
 
-    def __init__(self, user, password, *, binding=None, flag="n", nonce="rOprNGfwEbeRWgbNEkqO", authzid=""):
+    def __init__(
+        self,
+        user: str,
+        password: str,
+        *,
+        binding: tuple[str, bytes] | None = None,
+        flag: str = "n",
+        nonce: str = "rOprNGfwEbeRWgbNEkqO",
+        authzid: str = "",
+    ) -> None:
         self.password = password
         self.header = f"p={binding[0]}" if binding else flag
         self.header += f",{'a=' + authzid if authzid else ''},"

@@ -98,12 +98,13 @@ def _take(session: "Session", step: Challenge | Success | Failure) -> Reply:
 
 async def _ask(session: "Session", question: Question) -> Reply:
     """Have lookup answer a question, and go on with the answer."""
-    assert session.exchange is not None
+    # It goes on only with an answer: whatever goes wrong meanwhile ends it, and the next line is a command.
+    exchange, session.exchange = session.exchange, None
+    assert exchange is not None
     user, log = _visible(question.user), session.services.log
     try:
         answer = await _answer(session, question)
     except TempFail as error:
-        session.exchange = None
         session.event("smtp authentication", user=user, result="tempfail")
         log.warn(f"smtp: {session.id:016x}: authentication: {error}")
         return _failed(session, replies.AUTH_TEMPFAIL)
@@ -111,7 +112,7 @@ async def _ask(session: "Session", question: Question) -> Reply:
         session.event("smtp authentication", user=user, result="permfail")
         # Neither the time that a check took nor that of a table without the user can be told from the answer.
         await asyncio.sleep(session.services.auth_delay())
-    step = session.exchange.answer(answer)
+    session.exchange, step = exchange, exchange.answer(answer)
     assert isinstance(step, Challenge | Success | Failure)
     return _take(session, step)
 
