@@ -63,7 +63,7 @@ words = st.one_of(
             "tokens",
         ]
     ),
-    st.sampled_from([*sorted(KEYWORDS), "proxy", "greet-delay"]),
+    st.sampled_from([*sorted(KEYWORDS), "proxy", "greet-delay", "unlimited"]),
     st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), max_size=12),
 ).filter(lambda word: not word.endswith("\\"))
 names = words.filter(bool)
@@ -238,7 +238,7 @@ class Maker:
             greet_delay=self.draw(st.integers(0, 60)),
             **self.proxy(),
             **{field: self.draw(words) for field in ("hostname", "ciphers", "protocols")},
-            **{field: self.draw(flags) for field in ("mask_src", "no_dsn", "received_auth")},
+            **{field: self.draw(flags) for field in ("mask_src", "no_dsn", "received_auth", "unlimited")},
         )
 
     def proxy(self) -> dict[str, Any]:

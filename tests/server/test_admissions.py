@@ -212,6 +212,21 @@ def test_who_leaves_before_the_greeting_leaves_nothing_behind():
     run(scenario, listener=GREETING)
 
 
+def test_a_listener_may_be_without_limits():
+    listener = Listener(id=1, hostname="mail.example.org", unlimited=True)
+    rates = tuple(Rate(what=f"{what}-per-source", count=1, seconds=60) for what in ("session", "mails"))
+    smtp = SmtpOptions(max_session=1, max_failed_commands=1, tarpit=60, rates=rates)
+
+    async def scenario(w: World, _clock: Clock) -> None:
+        for _ in range(3):
+            c = await w.greeted()
+            assert (await c.send("FOO")).startswith("500 ")
+            assert (await c.message()).startswith("250 ")
+        assert w.lookup.admission._total == 0
+
+    run(scenario, config=Config(hostname="host.example.org", listeners=(listener,), smtp=smtp))
+
+
 def test_bare_line_ends_are_mended_where_that_is_configured():
     async def inside() -> None:
         async with world(config=limited(bare_newline="normalize")) as w:

@@ -214,6 +214,7 @@ def _ours(config: Config, listener: Listener) -> Iterator[str]:
         yield f"from {_operand(config, listener.proxy_from)}"
     if listener.greet_delay:
         yield f"greet-delay {format_time(listener.greet_delay)}"
+    yield from _flags(listener, "unlimited")
 
 
 def _operand(config: Config, name: str, *, literal: bool = True) -> str:

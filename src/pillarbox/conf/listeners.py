@@ -287,5 +287,6 @@ _OPTIONS: dict[str, Callable[[Draft, _Fields, Node], _Fields]] = {
     "listen_proxy_v2": _proxy("proxy_v2"),
     "listen_proxy": _proxy("proxy"),
     "listen_greet_delay": _greet_delay,
+    "listen_unlimited": _flag("unlimited", "unlimited"),
     "listen_senders": _senders,
 }

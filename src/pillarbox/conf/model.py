@@ -89,6 +89,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     proxy: bool = False  # ours: PROXY headers of version 1, too
     proxy_from: str = ""  # table of addresses that may send one, "": anybody
     greet_delay: int = 0  # seconds in which a client must not speak
+    unlimited: bool = False  # limits of sessions and rates are not for its clients
     filter: str = ""
 
 

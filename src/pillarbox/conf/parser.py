@@ -185,6 +185,7 @@ _LISTEN_WORDS = {
     "tokens": "_TOKENS",
     "proxy": "_PROXY",
     "greet-delay": "_GREET_DELAY",
+    "unlimited": "_UNLIMITED",
 }
 _AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
 _WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders from"

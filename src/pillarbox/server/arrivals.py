@@ -53,6 +53,11 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Whether the first thing to come is a header."""
         return self.listener.proxy or self.listener.proxy_v2
 
+    @property
+    def limited(self) -> bool:
+        """Whether lookup has to be asked for a ticket."""
+        return self.serving.config.smtp.limits_sessions and not self.listener.unlimited
+
 
 class Arrivals:
     """Those who have no session yet. `ready` makes one; `random64` names what is logged before."""
@@ -81,7 +86,7 @@ class Arrivals:
 
     def take(self, arrival: Arrival) -> None:
         """Make a session of it, at once or later."""
-        if arrival.proxied or arrival.serving.config.smtp.limits_sessions:
+        if arrival.proxied or arrival.limited:
             self._waiting.add(arrival)
             self._background(self._bring_in(arrival))
         else:
@@ -149,10 +154,9 @@ class Arrivals:
 
     async def _admit(self, arrival: Arrival) -> Arrival | None:
         """The arrival with its ticket; None: it was told why there is none."""
-        config = arrival.serving.config
-        if not config.smtp.limits_sessions:
+        if not arrival.limited:
             return arrival
-        ticket, limit = await self._admissions.admit(config, arrival.address)
+        ticket, limit = await self._admissions.admit(arrival.serving.config, arrival.address)
         if limit:
             self._log.event(self._random64(), "smtp refused", address=arrival.address, limit=limit)
             say(arrival, replies.limited_session(limit))

@@ -47,8 +47,12 @@ async def _spend(session: "Session", what: str) -> bool:
 
 
 def _counted(session: "Session", what: str) -> bool:
+    return session.config.smtp.has_rate(what) and _limited(session)
+
+
+def _limited(session: "Session") -> bool:
     """Local users come over the control socket, and are not held up."""
-    return session.config.smtp.has_rate(what) and session.peer.address != "local"
+    return session.peer.address != "local" and not session.listener.unlimited
 
 
 def punishment(
@@ -58,7 +62,7 @@ def punishment(
 
     Only what is the client's fault (5yz) counts.
     """
-    if reply.code < 500 or reply.closes or session.peer.address == "local":
+    if reply.code < 500 or reply.closes or not _limited(session):
         return None
     if session.config.smtp.tarpit or _counted(session, _FAILURES):
         return _punish(session, reply, answer)
@@ -79,7 +83,7 @@ def last_word(session: "Session", reply: Reply) -> Reply:
         return reply
     session.failures += 1
     most = session.config.smtp.max_failed_commands
-    if not most or session.failures < most:
+    if not most or session.failures < most or session.listener.unlimited:
         return reply
     session.event("smtp limited", limit="max-failed-commands", address=session.peer.address)
     return replies.TOO_MANY_ERRORS
