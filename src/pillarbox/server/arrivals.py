@@ -17,6 +17,7 @@ from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.server.doors import Serving
+from pillarbox.server.services import bracketed
 from pillarbox.smtp import replies
 from pillarbox.smtp.proxy import BadHeader, HeaderReader
 from pillarbox.smtp.replies import Reply
@@ -111,7 +112,7 @@ class Arrivals:
             client = await self._admit(arrival)
         except BadHeader as error:
             # In the reference's form, %p of its session included.
-            line = f"proxy 0x{id(came):012x} event=closed address={arrival.address}"
+            line = f"proxy 0x{id(came):012x} event=closed address={bracketed(arrival.address)}"
             self._log.info(f'{line} reason="{error}"')
             with contextlib.suppress(OSError):
                 came.connection.recv(_UNREAD)  # to close with input unread would be a reset
@@ -124,7 +125,7 @@ class Arrivals:
 
     async def _behind_proxy(self, arrival: Arrival) -> Arrival:
         """The arrival with the client's address. Raises BadHeader."""
-        self._log.event(self._random64(), "smtp", event="proxy", address=arrival.address)
+        self._log.event(self._random64(), "smtp", event="proxy", address=bracketed(arrival.address))
         await self._require_trust(arrival)
         reader = HeaderReader(v1=arrival.listener.proxy)
         source = None
@@ -158,7 +159,7 @@ class Arrivals:
             return arrival
         ticket, limit = await self._admissions.admit(arrival.serving.config, arrival.address)
         if limit:
-            self._log.event(self._random64(), "smtp refused", address=arrival.address, limit=limit)
+            self._log.event(self._random64(), "smtp refused", address=bracketed(arrival.address), limit=limit)
             say(arrival, replies.limited_session(limit))
             return None
         return msgspec.structs.replace(arrival, ticket=ticket)

@@ -42,7 +42,7 @@ async def _spend(session: "Session", what: str) -> bool:
     exceeded = await session.services.admissions.spend(session.config, what, session.peer.address, session.username)
     if exceeded:
         user = session.username or "<none>"
-        session.event("smtp limited", limit=exceeded, address=session.peer.address, user=user)
+        session.event("smtp limited", limit=exceeded, address=session.peer.logged, user=user)
     return not exceeded
 
 
@@ -85,7 +85,7 @@ def last_word(session: "Session", reply: Reply) -> Reply:
     most = session.config.smtp.max_failed_commands
     if not most or session.failures < most or session.listener.unlimited:
         return reply
-    session.event("smtp limited", limit="max-failed-commands", address=session.peer.address)
+    session.event("smtp limited", limit="max-failed-commands", address=session.peer.logged)
     return replies.TOO_MANY_ERRORS
 
 
@@ -101,5 +101,5 @@ async def silent(session: "Session", seconds: float) -> bool:
         session.early = None
     if not session.core.buffered:
         return True  # it said goodbye, which is nothing to complain about
-    session.event("smtp limited", limit="greet-delay", address=session.peer.address)
+    session.event("smtp limited", limit="greet-delay", address=session.peer.logged)
     return False

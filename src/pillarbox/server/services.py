@@ -48,3 +48,13 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     def shown(self) -> str:
         """The address as the reference writes it into replies and Received."""
         return f"[{self.address}]"
+
+    @property
+    def logged(self) -> str:
+        """The address as the reference writes it into the log."""
+        return bracketed(self.address)
+
+
+def bracketed(address: str) -> str:
+    """An IPv6 address in brackets, any other as it is."""
+    return f"[{address}]" if ":" in address else address

@@ -344,12 +344,9 @@ class Session(asyncio.Protocol):
         held, self._held = self._held, None
         if held is None:
             return
-        self.event("smtp connected", address=self._logged_address(), host=hostname or "<unknown>")
+        self.event("smtp connected", address=self.peer.logged, host=hostname or "<unknown>")
         for what, fields in held:
             self.event(what, **fields)
-
-    def _logged_address(self) -> str:
-        return self.peer.shown if ":" in self.peer.address else self.peer.address
 
     def _on_timer(self) -> None:
         """Looked at now and then rather than moved with each command."""
