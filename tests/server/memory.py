@@ -49,6 +49,8 @@ class MemoryLookup:
         self.admission.hold(holder, sessions)
 
     async def leave(self, holder: str, ticket: int) -> None:
+        if self.fail:
+            raise TempFail("lookup does not answer")
         self.admission.leave(holder, ticket)
 
     async def spend(self, generation: int, what: str, address: str, user: str) -> str:

@@ -72,6 +72,21 @@ def test_without_lookup_nobody_is_kept_out_and_all_are_counted_as_soon_as_it_is_
     run(scenario, config=limited(max_session=2))
 
 
+def test_who_has_left_is_told_again_to_a_lookup_that_did_not_hear_it():
+    async def scenario(w: World, clock: Clock) -> None:
+        c = await w.greeted()
+        w.lookup.fail = True
+        await c.send("QUIT")
+        await w.until(lambda: not w.server._sessions)
+        await clock.advance(6)
+        assert w.lookup.admission._total == 1
+        w.lookup.fail = False
+        await clock.advance(6)
+        await w.until(lambda: w.lookup.admission._total == 0)
+
+    run(scenario, config=limited(max_session=2))
+
+
 def test_a_client_that_leaves_while_it_is_being_admitted_is_not_counted_for_ever():
     async def scenario(w: World, _clock: Clock) -> None:
         for _ in range(20):

@@ -12,6 +12,7 @@ from pillarbox.errors import PillarboxError
 from pillarbox.roles.lookup import Lookup
 
 PATIENCE = 5.0  # seconds
+LEAVE_TRIES, LEAVE_AGAIN = 5, 5.0  # so often, and seconds between
 _TELL_AT_ONCE = 1000  # sessions in one call
 
 
@@ -67,7 +68,9 @@ class Admissions:
                 return  # it is gone again; there will be another
 
     async def _leave(self, ticket: int) -> None:
-        try:
-            await self._lookup.leave(self._holder, ticket)
-        except PillarboxError:
-            return  # whoever comes back does not know of it
+        # Said again where it may not have been heard: twice, or to a lookup that has just started, it does no harm.
+        for _ in range(LEAVE_TRIES):
+            try:
+                return await self._lookup.leave(self._holder, ticket)
+            except PillarboxError:
+                await asyncio.sleep(LEAVE_AGAIN)
