@@ -9,6 +9,7 @@ from pillarbox.conf.model import (
     AUTH_SYSTEM,
     BEARER,
     MECHANISMS,
+    RATES,
     Config,
     Criterion,
     EventReport,
@@ -20,6 +21,7 @@ from pillarbox.conf.model import (
     Pki,
     Proc,
     QueueOptions,
+    Rate,
     Relay,
     Resolver,
     Rule,
@@ -61,7 +63,7 @@ words = st.one_of(
             "tokens",
         ]
     ),
-    st.sampled_from(sorted(KEYWORDS)),
+    st.sampled_from([*sorted(KEYWORDS), "proxy", "greet-delay", "unlimited"]),
     st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), max_size=12),
 ).filter(lambda word: not word.endswith("\\"))
 names = words.filter(bool)
@@ -233,9 +235,15 @@ class Maker:
             masquerade=bool(senders) and self.draw(flags),
             filter=self.filter_option(),
             tag=self.draw(tags),
+            greet_delay=self.draw(st.integers(0, 60)),
+            **self.proxy(),
             **{field: self.draw(words) for field in ("hostname", "ciphers", "protocols")},
-            **{field: self.draw(flags) for field in ("mask_src", "no_dsn", "received_auth", "proxy_v2")},
+            **{field: self.draw(flags) for field in ("mask_src", "no_dsn", "received_auth", "unlimited")},
         )
+
+    def proxy(self) -> dict[str, Any]:
+        how = self.draw(st.sampled_from(["", "proxy", "proxy_v2"]))
+        return {how: True, "proxy_from": self.maybe(False)} if how else {}
 
     def action(self, name: str, wrappers: list[str], srs: bool) -> Local | Relay:
         ttl = self.draw(st.one_of(st.just(0), seconds))
@@ -325,8 +333,19 @@ smtps = structs(
     max_message_size=st.one_of(counts, st.integers(1, 1 << 20).map(lambda kilo: kilo << 10)),
     max_mails=counts,
     max_rcpt=counts,
+    max_session=counts,
+    max_session_per_source=counts,
+    max_failed_commands=counts,
     max_failed_logins=counts,
     max_failed_logins_per_source=counts,
+    rates=st.lists(
+        st.builds(Rate, what=st.sampled_from(RATES), count=st.integers(1, 1 << 40), seconds=st.integers(1, 86400)),
+        unique_by=lambda rate: rate.what,
+    ).map(tuple),
+    tarpit=st.integers(0, 60),
+    bare_newline=st.sampled_from(["reject", "normalize"]),
+    max_line_length=st.one_of(st.just(0), st.integers(998, 65534)),
+    max_data_time=st.integers(1, 86400),
     sub_addr_delim=st.sampled_from(["+", "-", '"', "'", "#", "$", "a", "1"]),
 )
 mta_limits = structs(MtaLimits, counts, family=st.sampled_from(["", "inet4", "inet6"]))

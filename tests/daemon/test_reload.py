@@ -175,7 +175,7 @@ def test_problems_of_the_file_end_it_before_anybody_is_asked(in_world: InWorld) 
 
 def test_what_this_version_does_not_serve_is_refused_as_at_the_start(in_world: InWorld) -> None:
     async def body(w: World) -> None:
-        answer = await w.reload("listen on lo port 2525 proxy-v2\n")
+        answer = await w.reload("queue encryption 0123456789abcdef0123456789abcdef\nlisten on lo port 2525\n")
         assert "not there yet in this version" in answer.problems[0]
         assert w.unchanged()
 

@@ -10,7 +10,6 @@ from pillarbox.errors import ConfigError
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"listeners": (Listener(id=1, line=3, proxy_v2=True),)}, "c:3: proxy-v2 "),
         ({"listeners": (Listener(id=0, line=4, socket=True, filter="f"),)}, "c:4: a filter on a listener "),
         ({"actions": {"r": Relay(name="r", line=5, filter="f")}}, 'c:5: the filter of action "r" '),
         ({"reports": (EventReport(direction="smtp-in", proc="p", line=7),)}, "c:7: report smtp-in "),

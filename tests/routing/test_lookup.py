@@ -3,9 +3,10 @@
 import asyncio
 import io
 
+import msgspec
 import pytest
 
-from pillarbox.conf.model import AUTH_SYSTEM, Local, Table, TableKind
+from pillarbox.conf.model import AUTH_SYSTEM, Local, SmtpOptions, Table, TableKind
 from pillarbox.errors import TempFail
 from pillarbox.roles.lookup import User
 from tests.routing.support import (
@@ -220,5 +221,40 @@ def test_that_a_user_has_no_forward_is_believed_for_a_second():
         assert [e.mda_user for e in expand(lookup, "alice@example.org")] == ["bob"]
         clock[0] -= 3600.0  # the clock was set back
         assert [e.mda_user for e in expand(lookup, "alice@example.org")] == ["bob"]
+    finally:
+        lookup.close()
+
+
+def test_proxies_are_trusted_by_address_and_network():
+    tables = [table("proxies", "192.0.2.1", "198.51.100.0/24", "[2001:db8::1]")]
+
+    def trusted(address):
+        return ask(tables, lambda lookup: lookup.trusts_proxy(0, "proxies", address))
+
+    assert trusted("192.0.2.1")
+    assert trusted("198.51.100.7")
+    assert trusted("2001:db8::1")
+    assert not trusted("192.0.2.2")
+    assert not trusted("2001:db8::2")
+
+
+def test_limits_are_those_of_the_configuration_that_a_session_came_for():
+    strict = msgspec.structs.replace(configuration(), smtp=SmtpOptions(max_session_per_source=1))
+    lookup = make_lookup(strict)
+    lookup.add_config(msgspec.structs.replace(strict, generation=1, smtp=SmtpOptions(max_session_per_source=2)))
+
+    async def scenario() -> None:
+        assert await lookup.admit(0, "d.0", 1, "192.0.2.1") == ""
+        assert await lookup.admit(0, "d.0", 2, "192.0.2.1") == "max-session-per-source"
+        assert await lookup.admit(1, "d.1", 1, "192.0.2.1") == ""
+        lookup.release("d.0")
+        await lookup.leave("d.1", 1)
+        await lookup.hold("d.1", {5: "192.0.2.1"})
+        assert await lookup.admit(0, "d.0", 3, "192.0.2.1") == "max-session-per-source"
+        with pytest.raises(TempFail):
+            await lookup.admit(7, "d.0", 4, "192.0.2.1")
+
+    try:
+        asyncio.run(scenario())
     finally:
         lookup.close()

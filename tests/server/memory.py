@@ -13,6 +13,7 @@ from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Flag, Kind, Sealed, encode_envelope
 from pillarbox.roles.lookup import Expansion, Login, Recipient
 from pillarbox.roles.queue import NewMessage
+from pillarbox.routing.admit import Admission
 from pillarbox.server.listener import Server
 from pillarbox.smtp.sasl import verifier
 
@@ -28,7 +29,33 @@ class MemoryLookup:
         self.gate: asyncio.Event | None = None
         self.names = {"127.0.0.1": "localhost"}
         self.host_names: dict[str, str | TempFail] = {}
+        self.admission = Admission(now=asyncio.get_running_loop().time)
+        self.config: Config | None = None
+        self.proxies = {"127.0.0.1"}
         self._next = 0
+
+    async def trusts_proxy(self, generation: int, table: str, address: str) -> bool:
+        if self.fail:
+            raise TempFail("lookup is being restarted")
+        return address in self.proxies
+
+    async def admit(self, generation: int, holder: str, ticket: int, address: str) -> str:
+        assert self.config is not None
+        if self.fail:
+            raise TempFail("lookup is being restarted")
+        return self.admission.admit(self.config.smtp, holder, ticket, address)
+
+    async def hold(self, holder: str, sessions: dict[int, str]) -> None:
+        self.admission.hold(holder, sessions)
+
+    async def leave(self, holder: str, ticket: int) -> None:
+        if self.fail:
+            raise TempFail("lookup does not answer")
+        self.admission.leave(holder, ticket)
+
+    async def spend(self, generation: int, what: str, address: str, user: str) -> str:
+        assert self.config is not None
+        return self.admission.spend(self.config.smtp.rates, what, address, user)
 
     async def expand(self, recipient: Recipient) -> Expansion:
         self.asked.append(recipient)
@@ -213,6 +240,7 @@ async def world(
     listener = listener or Listener(id=1, hostname="mail.example.org")
     config = config or Config(hostname="host.example.org", listeners=(listener,))
     lookup, queue, text = MemoryLookup(), MemoryQueue(), io.StringIO()
+    lookup.config = config
     server = Server(
         config=config,
         lookup=lookup,  # type: ignore[arg-type]

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillarbox.smtp.data import LINE_MAX, ChunkReader, DataReader, LineTooLong, Problem
+from pillarbox.smtp.data import LINE_MAX, ChunkReader, DataReader, LineTooLong, Problem, Terms
 
 
 def read(data: bytes, cuts=(), max_size=10**9):
     """(body, what followed the end or None, reader)."""
-    reader, body, position = DataReader(max_size), b"", 0
+    reader, body, position = DataReader(Terms(max_size)), b"", 0
     lines = 0
     for cut in [*sorted(cuts), len(data)]:
         chunk, position = data[position:cut], cut
@@ -77,7 +77,7 @@ def test_the_longest_line(cuts):
 
 
 def test_an_endless_line_is_noticed_before_it_ends():
-    reader = DataReader(10**9)
+    reader = DataReader(Terms(10**9))
     with pytest.raises(LineTooLong):
         for _ in range(100):
             reader.feed(b"x" * 1000)
@@ -112,7 +112,7 @@ def test_what_was_stuffed_comes_out_as_it_was(pieces):
 
 def read_chunks(chunks, max_size=10**9):
     """What comes out of a message in these chunks."""
-    reader = ChunkReader(max_size)
+    reader = ChunkReader(Terms(max_size))
     pieces = [reader.feed(chunk, end=False) for chunk in chunks[:-1]]
     pieces.append(reader.feed(chunks[-1], end=True))
     return b"".join(p.data for p in pieces), sum(p.lines for p in pieces), reader
@@ -146,7 +146,7 @@ def test_chunks_beyond_the_limit_are_not_passed_on():
 
 
 def test_a_line_that_goes_through_chunks_has_its_limit():
-    reader = ChunkReader(10**9)
+    reader = ChunkReader(Terms(10**9))
     with pytest.raises(LineTooLong):
         for _ in range(100):
             reader.feed(b"x" * 1000, end=False)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillarbox.smtp.data import Problem
+from pillarbox.smtp.data import Problem, Terms
 from pillarbox.smtp.server_protocol import Body, EndOfBody, EndOfChunk, Fault, Line, ServerProtocol
 
 
@@ -33,9 +33,9 @@ def play(chunks, max_size=1000):
 def open_body(core, words, max_size):
     match words:
         case [b"DATA"]:
-            core.begin_body(max_size)
+            core.begin_body(Terms(max_size))
         case [b"BDAT", size, *last]:
-            core.begin_chunk(int(size), last=bool(last), max_size=max_size)
+            core.begin_chunk(int(size), last=bool(last), terms=Terms(max_size))
         case [b"SKIP", size]:
             core.skip_chunk(int(size))
 
@@ -63,11 +63,11 @@ def test_a_refused_chunk_is_skipped_whatever_is_in_it():
 
 def test_a_new_message_begins_with_clean_chunks():
     core = ServerProtocol()
-    core.begin_chunk(1, last=False, max_size=10)
+    core.begin_chunk(1, last=False, terms=Terms(10))
     core.receive(b"\n")
     assert core.next_event() == EndOfChunk(b"", 0, Problem.BARE_NEWLINE)
     core.end_chunks()
-    core.begin_chunk(3, last=True, max_size=10)
+    core.begin_chunk(3, last=True, terms=Terms(10))
     core.receive(b"a\r\n")
     assert core.next_event() == EndOfBody(b"a\r\n", 1, None, 2)
 

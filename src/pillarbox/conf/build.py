@@ -28,6 +28,7 @@ from pillarbox.conf.model import Config, Listener, MtaLimits, Pki, Resolver
 from pillarbox.conf.parser import Parser, Statement
 from pillarbox.conf.report import Report, TooManyProblems
 from pillarbox.conf.rules import build_match
+from pillarbox.conf.smtp import build_smtp_setting
 from pillarbox.conf.values import is_host_name, is_printable, limit, parse_delay, parse_size
 from pillarbox.errors import ConfigError, Problem
 
@@ -240,7 +241,15 @@ def _limit(part: Node, kind: str, names: tuple[str, ...]) -> dict[str, int]:
     return {keyword.replace("-", "_"): limit(word(part, 1))}
 
 
-_SMTP_LIMITS = ("max-rcpt", "max-mails", "max-failed-logins", "max-failed-logins-per-source")
+_SMTP_LIMITS = (
+    "max-rcpt",
+    "max-mails",
+    "max-session",
+    "max-session-per-source",
+    "max-failed-commands",
+    "max-failed-logins",
+    "max-failed-logins-per-source",
+)
 _MTA_LIMITS = tuple(f.replace("_", "-") for f in MtaLimits.__struct_fields__ if f != "family")
 
 
@@ -331,6 +340,7 @@ _STATEMENTS: dict[str, Callable[[Draft, Node], None]] = {
         "scheduler", "scheduler", ("max-inflight", "max-evp-batch-size", "max-msg-batch-size", "max-schedule")
     ),
     "smtp_limit": _limits("smtp", "session", _SMTP_LIMITS),
+    "smtp_setting": build_smtp_setting,
     "smtp_ciphers": _set("smtp", "ciphers"),
     "smtp_max_message_size": _smtp_max_message_size,
     "smtp_sub_addr_delim": _smtp_sub_addr_delim,

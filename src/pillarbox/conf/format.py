@@ -41,7 +41,7 @@ _WIDTH = 100  # characters of a list on one line
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/@+-")
 _TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _SIZES = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
-_LOGINS = ("max_failed_logins", "max_failed_logins_per_source")
+_NO_LIMITS = ("max_message_size", "max_line_length", "max_data_time")  # statements of their own
 _TLS = {
     TlsMode.NONE: "",
     TlsMode.STARTTLS: "tls",
@@ -111,7 +111,8 @@ def format_listener(config: Config, listener: Listener) -> str:
     words += _looked_up(config, listener, "tokens")
     words += _named(listener, "hostname")
     words += _looked_up(config, listener, "hostnames", "senders")
-    words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth", "proxy_v2")
+    words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth")
+    words += _ours(config, listener)
     words += [_filter_option(config, listener.filter), *_named(listener, "tag")]
     return " ".join(filter(None, words))
 
@@ -204,6 +205,16 @@ def _flags(item: msgspec.Struct, *fields: str) -> list[str]:
 
 def _keyword(field: str) -> str:
     return field.replace("_", "-")
+
+
+def _ours(config: Config, listener: Listener) -> Iterator[str]:
+    """What the reference does not have of a listener, or only in part."""
+    yield from _flags(listener, "proxy_v2", "proxy")
+    if listener.proxy_from:
+        yield f"from {_operand(config, listener.proxy_from)}"
+    if listener.greet_delay:
+        yield f"greet-delay {format_time(listener.greet_delay)}"
+    yield from _flags(listener, "unlimited")
 
 
 def _operand(config: Config, name: str, *, literal: bool = True) -> str:
@@ -305,7 +316,17 @@ def _smtp(options: SmtpOptions) -> Iterator[str]:
     default = SmtpOptions()
     if options.ciphers:
         yield f"smtp ciphers {quote(options.ciphers)}"
-    yield from _changed("smtp limit", options, default, ("max_mails", "max_rcpt", *_LOGINS))
+    limits = [field for field in SmtpOptions.__struct_fields__ if field.startswith("max_") and field not in _NO_LIMITS]
+    yield from _changed("smtp limit", options, default, tuple(limits))
+    for rate in options.rates:
+        yield f"smtp rate {rate.what} {rate.count} {format_time(rate.seconds)}"
+    if options.bare_newline != default.bare_newline:
+        yield f"smtp bare-newline {options.bare_newline}"
+    if options.max_line_length:
+        yield f"smtp max-line-length {options.max_line_length}"
+    for field in ("tarpit", "max_data_time"):
+        if (seconds := getattr(options, field)) != getattr(default, field):
+            yield f"smtp {_keyword(field)} {format_time(seconds)}"
     if options.max_message_size != default.max_message_size:
         yield f"smtp max-message-size {format_size(options.max_message_size)}"
     if options.sub_addr_delim != default.sub_addr_delim:

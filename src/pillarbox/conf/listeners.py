@@ -6,13 +6,16 @@ from typing import Any
 
 from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, values, word, words
 from pillarbox.conf.model import AUTH_SYSTEM, BEARER, MECHANISMS, PAM_SERVICE, Listener, TlsMode, pam_service
+from pillarbox.conf.smtp import short_time
 from pillarbox.conf.tables import Shape
 
 MAX_TAG = 32  # characters
 MAX_PKI = 32
+MAX_GREET_DELAY = 60  # seconds; RFC 5321 §4.5.3.2.1: clients wait five minutes for the greeting
 PORT_MAX = 65535
 _WELL_KNOWN = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
 
+_NEAR = ("lo", "localhost", "::1")
 _SERVICE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # the name of a file in /etc/pam.d
 
 _Fields = dict[str, Any]
@@ -35,6 +38,7 @@ def build_listen_on(draft: Draft, node: Node) -> None:
         _warn_of_secrets(draft, fields, node)
         _check_names(draft, fields, node)
         listener = _add(draft, node, interface=word(node), **fields)
+        _warn_of_proxies(draft, listener, node)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
             raise Wrong(token(node), fault)
 
@@ -62,6 +66,13 @@ def _check_tls(fields: _Fields, node: Node) -> None:
         raise Wrong(node, "invalid listen option: pki requires tls/smtps")
     if tls and "pki" not in fields:
         raise Wrong(node, "invalid listen option: pki required for tls/smtps")
+
+
+def _warn_of_proxies(draft: Draft, listener: Listener, node: Node) -> None:
+    near = listener.interface in _NEAR or listener.interface.startswith("127.")
+    if (listener.proxy or listener.proxy_v2) and not listener.proxy_from and not near:
+        word = "proxy" if listener.proxy else "proxy-v2"
+        draft.warn(node, f"anybody who connects can be any address: name those to be believed ({word} from …)")
 
 
 def _check_names(draft: Draft, fields: _Fields, node: Node) -> None:
@@ -167,6 +178,26 @@ def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     return build
 
 
+def _proxy(field: str) -> Callable[[Draft, _Fields, Node], _Fields]:
+    def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+        given = next((other for other in ("proxy", "proxy_v2") if other in fields), "")
+        if given:
+            raise Wrong(node, f"{given.replace('_', '-')} already specified")
+        proxies = option(node, "proxies")
+        if proxies is None:
+            return {field: True}
+        refusal = 'invalid use of table "{}" as PROXIES parameter'
+        return {field: True, "proxy_from": draft.serving_table(options(proxies)[0], Shape.LIST, refusal)}
+
+    return build
+
+
+def _greet_delay(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+    if "greet_delay" in fields:
+        raise Wrong(node, "greet-delay already specified")
+    return {"greet_delay": short_time(node, 0, "greet-delay", MAX_GREET_DELAY)}
+
+
 def _mechanisms(draft: Draft, fields: _Fields, node: Node) -> _Fields:
     if "mechanisms" in fields:
         raise Wrong(node, "mechanisms already specified")
@@ -253,6 +284,9 @@ _OPTIONS: dict[str, Callable[[Draft, _Fields, Node], _Fields]] = {
     "listen_hostname": _text("hostname"),
     "listen_hostnames": _hostnames,
     "listen_received_auth": _flag("received_auth", "received-auth"),
-    "listen_proxy_v2": _flag("proxy_v2", "proxy-v2"),
+    "listen_proxy_v2": _proxy("proxy_v2"),
+    "listen_proxy": _proxy("proxy"),
+    "listen_greet_delay": _greet_delay,
+    "listen_unlimited": _flag("unlimited", "unlimited"),
     "listen_senders": _senders,
 }

@@ -86,6 +86,10 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     no_dsn: bool = False
     received_auth: bool = False
     proxy_v2: bool = False
+    proxy: bool = False  # ours: PROXY headers of version 1, too
+    proxy_from: str = ""  # table of addresses that may send one, "": anybody
+    greet_delay: int = 0  # seconds in which a client must not speak
+    unlimited: bool = False  # limits of sessions and rates are not for its clients
     filter: str = ""
 
 
@@ -217,16 +221,52 @@ class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     line: int = 0
 
 
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """`smtp rate WHAT COUNT TIME` (ours): so many at once, and then so many in that time, evenly."""
+
+    what: str
+    count: int
+    seconds: int
+
+
+RATES = (
+    "session-per-source",
+    "mails-per-source",
+    "mails-per-user",
+    "rcpt-per-source",
+    "rcpt-per-user",
+    "failed-commands-per-source",
+    "failed-commands-per-user",
+)
+
+
 class SmtpOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`smtp …`."""
+    """`smtp …`. Of limits that are ours 0 means none."""
 
     ciphers: str = ""
     max_message_size: int = 36700160
     max_mails: int = 100
     max_rcpt: int = 1000
+    max_session: int = 0
+    max_session_per_source: int = 0
+    max_failed_commands: int = 100  # of a session; refused recipients are not counted
+    rates: tuple[Rate, ...] = ()
+    tarpit: int = 0  # seconds by which refusals are late
+    bare_newline: str = "reject"  # or "normalize"
+    max_line_length: int = 0  # of a message, without CRLF; 0: as the reference
+    max_data_time: int = 6 * 3600  # seconds for a whole message, however it makes progress
     max_failed_logins: int = 10  # a session, which ends with the last
     max_failed_logins_per_source: int = 30  # at once; one is forgotten each minute
     sub_addr_delim: str = "+"
+
+    @property
+    def limits_sessions(self) -> bool:
+        """Whether the whole server counts them."""
+        return bool(self.max_session or self.max_session_per_source) or self.has_rate("session")
+
+    def has_rate(self, what: str) -> bool:
+        """Whether there is a rate of `mails`, `rcpt`, …, per source or per user."""
+        return any(rate.what.startswith(f"{what}-per-") for rate in self.rates)
 
 
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):

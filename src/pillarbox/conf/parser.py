@@ -179,10 +179,17 @@ def _listen_word(word: Token, before: str) -> Token:
     return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
 
 
-_LISTEN_WORDS = {"pam": "_PAM", "mechanisms": "_MECHANISMS", "tokens": "_TOKENS"}
+_LISTEN_WORDS = {
+    "pam": "_PAM",
+    "mechanisms": "_MECHANISMS",
+    "tokens": "_TOKENS",
+    "proxy": "_PROXY",
+    "greet-delay": "_GREET_DELAY",
+    "unlimited": "_UNLIMITED",
+}
 _AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
-_WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders"
-_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT"}
+_WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders from"
+_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT", "_GREET_DELAY"}
 _LINE_ENDS = {NL, EOF}
 _SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}

@@ -22,7 +22,7 @@ from pillarbox.conf.model import (
 from pillarbox.conf.tables import BUILTIN
 
 _TABLES: dict[type, tuple[str, ...]] = {
-    Listener: ("auth", "tokens", "hostnames", "senders"),
+    Listener: ("auth", "tokens", "hostnames", "senders", "proxy_from"),
     Local: ("alias", "virtual", "userbase"),
     Relay: ("hosts", "domain", "auth", "helo_src", "src"),
 }

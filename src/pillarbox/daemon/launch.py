@@ -6,13 +6,14 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable, Collection, Coroutine
+import types
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pillarbox import __version__, places
 from pillarbox.conf.model import Config
-from pillarbox.daemon import interfaces, lock, privileges
+from pillarbox.daemon import activation, interfaces, lock, privileges
 from pillarbox.daemon.check import log_warnings
 from pillarbox.daemon.generations import read_generation
 from pillarbox.daemon.settings import Generation, Settings
@@ -32,26 +33,44 @@ class Sockets:
 
 
 def bind_all(
-    addresses: Collection[str], dispatchers: int, ours: Collection[str] = ()
+    addresses: Collection[str],
+    dispatchers: int,
+    ours: Collection[str] = (),
+    given: Mapping[str, socket.socket] = types.MappingProxyType({}),
 ) -> dict[str, list[socket.socket]]:
     """Listening sockets. PillarboxError where somebody else has an address, our own kind included.
 
     `ours`: addresses that this server listens on already; one of them may contain a new one, or be contained in it.
+    `given`: sockets that were bound for us (`activation`).
     """
+    ours = [*ours, *given]
     bound: dict[str, list[socket.socket]] = {}
     for address in addresses:
-        if not any(interfaces.overlap(address, other) for other in ours):
+        if not any(address == other or interfaces.overlap(address, other) for other in ours):
             interfaces.wait_free(interfaces.endpoint_at(address))
     try:
         for address in addresses:
             sockets = bound[address] = list[socket.socket]()
             for _ in range(dispatchers):
-                sockets.append(interfaces.bind(interfaces.endpoint_at(address)))
+                # One that was given is shared: dispatchers take from it in turn.
+                shared = given.get(address)
+                sockets.append(shared.dup() if shared else interfaces.bind(interfaces.endpoint_at(address)))
     except PillarboxError:
         for listening in [s for sockets in bound.values() for s in sockets]:
             listening.close()
         raise
     return bound
+
+
+def _listen(generation: Generation, dispatchers: int, log: Log) -> dict[str, list[socket.socket]]:
+    given = activation.inherited(os.environ, os.getpid(), log)
+    try:
+        return bind_all(generation.listening, dispatchers, given=given)
+    finally:
+        for address, bound in given.items():
+            if address not in generation.listening:
+                log.warn(f"nothing listens on {address.replace(' ', ' port ')}, which was bound for us")
+            bound.close()
 
 
 def make_state(state: str) -> None:
@@ -205,7 +224,7 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
         check_readable(accounts["queue"], settings.state)
     generation = read_generation(config)
     # While there still is somebody to be told that an address is taken.
-    listening = bind_all(generation.listening, settings.dispatchers if accounts else 1)
+    listening = _listen(generation, settings.dispatchers if accounts else 1, log)
     sockets = Sockets(listening, bind_control(settings.state))
     if not (settings.debug or settings.foreground):
         daemonize()

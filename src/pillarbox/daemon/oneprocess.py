@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 
-from pillarbox.daemon import launch
+from pillarbox.daemon import activation, launch
 from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.members import LocalRole, Member
 from pillarbox.daemon.parent import DRAIN_DEADLINE, START_DEADLINE
@@ -56,8 +56,10 @@ async def run(first: Generation, settings: Settings, sockets: launch.Sockets, lo
         return 1
     started.set()
     log.info("info: ready")
+    activation.notify(os.environ, "READY=1")
     await stopping.wait()
     log.info("info: exiting")
+    activation.notify(os.environ, "STOPPING=1")
     reloader.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_DEADLINE):

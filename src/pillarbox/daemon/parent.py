@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from pillarbox.daemon import watchdog
+from pillarbox.daemon import activation, watchdog
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
 from pillarbox.daemon.child import Child
 from pillarbox.daemon.generations import Generations, for_role
@@ -88,8 +88,10 @@ class Parent:
             return 1
         await self._services.start()
         self._log.info("info: ready")
+        activation.notify(os.environ, "READY=1")
         await self._stop_requested.wait()
         self._log.info("info: exiting")
+        activation.notify(os.environ, "STOPPING=1")
         self._stopping = True
         await self._drain()
         await self._stop_children()

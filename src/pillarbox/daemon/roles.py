@@ -76,6 +76,10 @@ class _Lookup(BaseRole):
     def forget(self, number: int) -> None:
         self.run(f"close configuration {number}", self._lookup.drop_config(number))
 
+    def peer_lost(self, peer: str) -> None:
+        if kind(peer) == DISPATCHER:
+            self._lookup.release(peer)
+
     async def stop(self) -> None:
         await super().stop()
         await self._lookup.close_tables()
@@ -203,6 +207,7 @@ class _Dispatcher(BaseRole):
             queue=queue,
             log=log,
             now=time.time,
+            holder=peers.me,
             tls_contexts=_contexts(boot.generation),
             local_addresses=frozenset(boot.generation.local_addresses),
         )
@@ -264,6 +269,10 @@ class _Dispatcher(BaseRole):
 
     def in_use(self) -> set[int]:
         return self._server.generations() | self._outgoing.generations()
+
+    def peer_attached(self, peer: str) -> None:
+        if peer == LOOKUP:
+            self._server.lookup_attached()
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())

@@ -1,8 +1,7 @@
 """What a configuration may ask for and this version does not do yet. `smtpd -n` accepts it, the server does not start.
 
-Going on without would harm: a filter that does not run lets everything through, a PROXY header that is not read makes
-the proxy the client (and one on this machine everybody's relay), a queue that should be encrypted lies open on disk.
-What is merely missing (compression) is no reason to stay down.
+Going on without would harm: a filter that does not run lets everything through, a queue that should be encrypted lies
+open on disk. What is merely missing (compression) is no reason to stay down.
 """
 
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ def refuse_unserved(config: Config) -> None:
 
 def _problems(config: Config) -> Iterator[Problem]:
     for listener in config.listeners:
-        if listener.proxy_v2:
-            yield _problem(config, "proxy-v2", listener.line)
         if listener.filter:
             yield _problem(config, "a filter on a listener", listener.line)
     for action in config.actions.values():

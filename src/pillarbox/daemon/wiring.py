@@ -58,6 +58,11 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
             "may_send_as",
             "host_name",
             "credentials",
+            "trusts_proxy",
+            "admit",
+            "hold",
+            "leave",
+            "spend",
         )
     },
     (DISPATCHER, QUEUE): {

@@ -113,6 +113,26 @@ class Lookup(Protocol):
         """Does the senders table allow this user this address (`listen … senders`)?"""
         ...
 
+    async def trusts_proxy(self, generation: int, table: str, address: str) -> bool:
+        """netaddr service (`listen … proxy from <table>`): may this address say whose connection it passes on?"""
+        ...
+
+    async def admit(self, generation: int, holder: str, ticket: int, address: str) -> str:
+        """Count a session of a dispatcher (`holder`) in, under its ticket; else the keyword of the limit reached."""
+        ...
+
+    async def hold(self, holder: str, sessions: dict[int, str]) -> None:
+        """Sessions that lookup's predecessor admitted: ticket → address."""
+        ...
+
+    async def leave(self, holder: str, ticket: int) -> None:
+        """A session is over."""
+        ...
+
+    async def spend(self, generation: int, what: str, address: str, user: str) -> str:
+        """One more of `mails`, `rcpt` or `failed-commands`; the keyword of the rate that does not allow it, or ""."""
+        ...
+
     async def host_name(self, generation: int, table: str, address: str) -> str:
         """addrname service (`hostnames <table>`, `helo-src <table>`): the name for a local address, or ""."""
         ...

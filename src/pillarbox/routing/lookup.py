@@ -11,6 +11,7 @@ added later), `drop_config` and `close_tables` close them.
 import asyncio
 import os
 import stat
+import time
 from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -24,6 +25,7 @@ from pillarbox.mail.seal import seal
 from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.lookup import Expansion, Login, MxHost, Recipient, User
 from pillarbox.roles.parent import System
+from pillarbox.routing.admit import Admission
 from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
 from pillarbox.routing.explain import Explainer
@@ -88,6 +90,7 @@ class Lookup:
         alias_user: str = "_smtpd",
         plans: Plans | None = None,
         program_of: Callable[[int, str], Program] = no_program,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plans = plans
         self._system = system
@@ -99,6 +102,7 @@ class Lookup:
         self._libexec = libexec
         self._alias_user = alias_user
         self._program_of = program_of
+        self._admission = Admission(now=monotonic)
         self._opened = False
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
         self._logins = Logins(system=system, now=now, local_addresses=local_addresses)
@@ -273,6 +277,32 @@ class Lookup:
     async def user(self, generation: int, table: str, name: str) -> User | None:
         """userinfo service."""
         return await lookup_user(self._table(generation, table), name)
+
+    # -- sessions
+
+    async def trusts_proxy(self, generation: int, table: str, address: str) -> bool:
+        """netaddr service."""
+        return await self._table(generation, table).match(Service.NETADDR, bracketed(address))
+
+    async def admit(self, generation: int, holder: str, ticket: int, address: str) -> str:
+        """See `roles.lookup.Lookup`."""
+        return self._admission.admit(self._generation(generation).config.smtp, holder, ticket, address)
+
+    async def hold(self, holder: str, sessions: dict[int, str]) -> None:
+        """See `roles.lookup.Lookup`."""
+        self._admission.hold(holder, sessions)
+
+    async def leave(self, holder: str, ticket: int) -> None:
+        """See `roles.lookup.Lookup`."""
+        self._admission.leave(holder, ticket)
+
+    async def spend(self, generation: int, what: str, address: str, user: str) -> str:
+        """See `roles.lookup.Lookup`."""
+        return self._admission.spend(self._generation(generation).config.smtp.rates, what, address, user)
+
+    def release(self, holder: str) -> None:
+        """A dispatcher is gone, and its sessions with it."""
+        self._admission.release(holder)
 
     # -- relaying
 

@@ -11,6 +11,7 @@ import msgspec
 
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.roles.queue import Queue
+from pillarbox.server import limits
 from pillarbox.server.commands import auth, bdat, data, hello, mail, other, rcpt
 from pillarbox.smtp import commands, replies
 from pillarbox.smtp.commands import Verb
@@ -123,11 +124,21 @@ def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
     if verb not in NEXT[session.state] and not step.anywhere:
         return replies.NOT_ALLOWED
     session.verb = verb
-    return step.check(session, args) or step.proceed(session, args or "")
+    return step.check(session, args) or limits.proceed(session, verb, step.proceed, args or "")
 
 
 def answer(session: "Session", reply: Reply) -> None:
-    """Send the answer to the last command; the state advances if it is positive."""
+    """Send the answer to the last command, a refusal perhaps later; the state advances if it is positive."""
+    work = limits.punishment(session, reply, _answer)
+    if work is None:
+        _answer(session, reply)
+    else:
+        session.start(work)
+
+
+def _answer(session: "Session", reply: Reply) -> None:
+    if not reply.positive:
+        reply = limits.last_word(session, reply)
     session.send(reply)
     if not reply.positive:
         if session.command[:4].upper() == Verb.AUTH:
@@ -162,13 +173,19 @@ def _unexpected(session: "Session", error: Exception) -> Reply:
 async def greet(session: "Session") -> None:
     """The banner, with the name that the table has for the address that was connected to (`hostnames`).
 
-    A table that cannot be asked now takes nothing but that name away, as in the reference.
+    First of all (`greet-delay`) we listen a while. A table that cannot be asked now takes nothing but that name away,
+    as in the reference.
     """
+    delay = session.listener.greet_delay
+    if delay and not await limits.silent(session, delay):
+        session.send(replies.TALKED_FIRST)
+        return
     try:
-        name = await session.services.lookup.host_name(
-            session.config.generation, session.listener.hostnames, session.peer.server
-        )
-        session.name = name or session.name
+        if session.listener.hostnames:
+            name = await session.services.lookup.host_name(
+                session.config.generation, session.listener.hostnames, session.peer.server
+            )
+            session.name = name or session.name
     except TempFail as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
     session.send(replies.banner(session.name))

@@ -5,7 +5,6 @@ a reply. A session keeps the configuration that was valid when it came, whatever
 """
 
 import asyncio
-import contextlib
 import random
 import resource
 import secrets
@@ -19,6 +18,8 @@ from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
+from pillarbox.server.admissions import Admissions
+from pillarbox.server.arrivals import Arrival, Arrivals, say
 from pillarbox.server.commands.hello import handshake_failed
 from pillarbox.server.doors import Door, Doors, Serving
 from pillarbox.server.msgids import MessageIds
@@ -28,7 +29,6 @@ from pillarbox.server.session import TLS_HANDSHAKE, Session
 from pillarbox.server.submission import Submission
 from pillarbox.server.trace import Dates
 from pillarbox.smtp import replies
-from pillarbox.smtp.replies import Reply
 
 RESERVED_DESCRIPTORS = 64  # sockets to other roles, listening sockets, log, keys
 DRAIN_DEADLINE = 30.0  # seconds for transactions under way when the server stops
@@ -45,6 +45,7 @@ class Server:
     """Implements `roles.dispatcher.Incoming`. Made within the running event loop that serves it.
 
     `tls_contexts`: listener id → context, from `server/tls`. `local_addresses`: of this machine, for `from local`.
+    `holder`: this dispatcher, for the limits that lookup counts.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Server:
         local_addresses: frozenset[str] = frozenset(_LOOPBACK),
         max_sessions: int | None = None,
         auth_delay: Callable[[], float] = random.random,
+        holder: str = "dispatcher",
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._serving = Serving(config, tls_contexts, local_addresses)
@@ -73,6 +75,16 @@ class Server:
         self._full = False  # said once, until there is room again
         self._empty: asyncio.Event = asyncio.Event()
         self._empty.set()
+        self._admissions = Admissions(lookup=lookup, holder=holder, background=self._background)
+        self._tickets: dict[Session, int] = {}
+        self._arrivals = Arrivals(
+            lookup=lookup,
+            admissions=self._admissions,
+            log=log,
+            random64=_random64,
+            ready=self._ready,
+            background=self._background,
+        )
         self._services = Services(
             lookup=lookup,
             queue=queue,
@@ -80,7 +92,8 @@ class Server:
             msgids=MessageIds(queue=queue, background=self._background),
             names=ReverseNames(lookup=lookup, monotonic=self._loop.time, background=self._background),
             dates=Dates(now),
-            random64=lambda: secrets.randbits(64) or 1,
+            admissions=self._admissions,
+            random64=_random64,
             auth_delay=auth_delay,
             background=self._background,
             count=self._count,
@@ -109,10 +122,12 @@ class Server:
 
     def generations(self) -> set[int]:
         """Of which configurations there are sessions, or may be."""
-        return {session.config.generation for session in self._sessions} | self._doors.generations()
+        serving = {session.config.generation for session in self._sessions}
+        return serving | self._arrivals.generations() | self._doors.generations()
 
     def retire(self, generation: int) -> None:
         """The time of a configuration is over: 421 to its idle sessions now, to the others after their transaction."""
+        self._arrivals.send_away(generation)
         for session in list(self._sessions):
             if session.config.generation == generation:
                 session.drain()
@@ -121,6 +136,7 @@ class Server:
         """Stop: no new connections, 421 to idle sessions now and to the others after their transaction."""
         self._draining = True
         self._doors.shut("draining")
+        self._arrivals.send_away()
         for session in list(self._sessions):
             session.drain()
         try:
@@ -131,6 +147,10 @@ class Server:
                 session.fail("shutdown")
         for task in list(self._tasks):
             task.cancel()
+
+    def lookup_attached(self) -> None:
+        """There is a lookup, perhaps one that has just started: it counts our sessions."""
+        self._background(self._admissions.reconnected())
 
     # --- roles.dispatcher.Incoming ----------------------------------------------------------------------------------
 
@@ -191,33 +211,56 @@ class Server:
         connection.setblocking(False)
         serving = door.serving
         listener = serving.listener(door.listener_id)
-        context = serving.tls_contexts.get(door.listener_id)
-        if listener is None or (listener.tls is TlsMode.SMTPS and context is None):
+        if listener is None or (listener.tls is TlsMode.SMTPS and listener.id not in serving.tls_contexts):
             connection.close()  # without keys
             return
-        if self._draining:  # who came last to a socket that is let go
-            _turn_away(connection, listener, replies.SHUTTING_DOWN)
-            return
-        if len(self._sessions) >= self._max_sessions:
-            if not self._full:
-                self._full = True
-                self._log.warn("smtp: client limit reached, turning clients away")
-            _turn_away(connection, listener, replies.TOO_MANY_SESSIONS)
-            return
-        self._full = False
         server = door.socket.getsockname()
-        host = address[0].partition("%")[0]
+        arrival = Arrival(
+            serving=serving,
+            listener=listener,
+            connection=connection,
+            address=_host(address[0]),
+            server=_host(server[0]),
+            port=server[1],
+        )
+        if self._has_room(arrival):
+            self._arrivals.take(arrival)
+
+    def _has_room(self, arrival: Arrival) -> bool:
+        """Whether we can serve one more; if not, it was told so."""
+        reply = None
+        if self._draining:  # who came last to a socket that is let go
+            reply = replies.SHUTTING_DOWN
+        elif len(self._sessions) + len(self._arrivals) >= self._max_sessions:
+            reply = replies.TOO_MANY_SESSIONS
+            if not self._full:
+                self._log.warn("smtp: client limit reached, turning clients away")
+        self._full = reply is replies.TOO_MANY_SESSIONS
+        if reply is not None:
+            say(arrival, reply)
+            arrival.connection.close()
+        return reply is None
+
+    def _ready(self, arrival: Arrival) -> None:
+        """A client gets a session."""
+        if not self._has_room(arrival):
+            self._admissions.leave(arrival.ticket)
+            return
+        serving, host = arrival.serving, arrival.address
         peer = Peer(
             address=host,
             local=host in serving.local_addresses,
-            loopback=server[0] in _LOOPBACK,
-            server=server[0],
-            port=server[1],
+            loopback=arrival.server in _LOOPBACK,
+            server=arrival.server,
+            port=arrival.port,
         )
-        self._count("smtp.session.inet6" if connection.family == socket.AF_INET6 else "smtp.session.inet4", 1)
-        session = self._session(serving.config, listener, peer, context)
+        self._count("smtp.session.inet6" if ":" in host else "smtp.session.inet4", 1)
+        context = serving.tls_contexts.get(arrival.listener.id)
+        session = self._session(serving.config, arrival.listener, peer, context)
+        if arrival.ticket:
+            self._tickets[session] = arrival.ticket
         session.begin()
-        self._background(self._connect(session, connection))
+        self._background(self._connect(session, arrival.connection))
 
     async def _connect(self, session: Session, connection: socket.socket) -> None:
         smtps = session.listener.tls is TlsMode.SMTPS
@@ -246,6 +289,7 @@ class Server:
 
     def _forget(self, session: Session) -> None:
         self._sessions.discard(session)
+        self._admissions.leave(self._tickets.pop(session, 0))
         if session.tls:
             self._count("smtp.smtps" if session.listener.tls is TlsMode.SMTPS else "smtp.tls", -1)
         if not self._sessions:
@@ -273,8 +317,11 @@ class Server:
             self._log.exception("smtp: background work", error)
 
 
-def _turn_away(connection: socket.socket, listener: Listener, reply: Reply) -> None:
-    if listener.tls is not TlsMode.SMTPS:
-        with contextlib.suppress(OSError):  # it is closed anyway
-            connection.send(reply.wire)
-    connection.close()
+def _host(address: str) -> str:
+    """Without a scope; an IPv4 client of a socket for both families (one that was bound for us) is that."""
+    host = address.partition("%")[0]
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
+def _random64() -> int:
+    return secrets.randbits(64) or 1

@@ -7,6 +7,7 @@ import msgspec
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
+from pillarbox.server.admissions import Admissions
 from pillarbox.server.msgids import MessageIds
 from pillarbox.server.names import ReverseNames
 from pillarbox.server.trace import Dates
@@ -19,6 +20,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue
     log: Log
     msgids: MessageIds
+    admissions: Admissions
     names: ReverseNames
     dates: Dates
     random64: Callable[[], int]
@@ -46,3 +48,13 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     def shown(self) -> str:
         """The address as the reference writes it into replies and Received."""
         return f"[{self.address}]"
+
+    @property
+    def logged(self) -> str:
+        """The address as the reference writes it into the log."""
+        return bracketed(self.address)
+
+
+def bracketed(address: str) -> str:
+    """An IPv6 address in brackets, any other as it is."""
+    return f"[{address}]" if ":" in address else address

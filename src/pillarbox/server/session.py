@@ -6,6 +6,7 @@ the client does not read, and an end for who makes no progress.
 """
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -69,6 +70,8 @@ class Session(asyncio.Protocol):
         self.mechanisms: tuple[str, ...] | None = None  # of AUTH, once it was asked which
         self.failed_logins = 0
         self.hostname: str | None = peer.hostname
+        self.failures = 0  # commands refused, recipients not among them
+        self.early: asyncio.Event | None = None  # set by what comes while we wait for that
         self.mails = 0
         self.committing = False
         self.draining = False
@@ -82,6 +85,7 @@ class Session(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._active = self._loop.time()
         self._progress = 0
+        self._message_due = math.inf  # when a message must be complete
         self._read_paused = self._write_blocked = self._eof = False
         self._ending = ""  # reason, once it ends
         self._unheard = False  # the reply that ends it may come while the client is still sending
@@ -143,6 +147,7 @@ class Session(asyncio.Protocol):
         if self.tx is not None and self.tx.appended:
             self.services.background(dispatch.discard(self.services.queue, self.tx.msgid))
         self.tx = None
+        self._message_due = math.inf
         self.core.end_chunks()
 
     def note_progress(self, size: int) -> None:
@@ -151,6 +156,13 @@ class Session(asyncio.Protocol):
         if self._progress >= PROGRESS:
             self._progress = 0
             self._active = self._loop.time()
+
+    def expect_message(self) -> None:
+        """A message begins: it may be slow, but not for ever."""
+        self._message_due = self._loop.time() + self.config.smtp.max_data_time
+        if self._timer is not None and self._message_due < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._message_due, self._on_timer)
 
     def note_command(self) -> None:
         """A whole command came."""
@@ -231,7 +243,7 @@ class Session(asyncio.Protocol):
             return
         if transport.get_extra_info("ssl_object") is not None:
             hello.secured(self)
-        if self.listener.hostnames:
+        if self.listener.hostnames or self.listener.greet_delay:
             self.start(dispatch.greet(self))
         else:
             self.send(replies.banner(self.name))
@@ -243,6 +255,8 @@ class Session(asyncio.Protocol):
             self._ignore(len(data))
             return
         self.core.receive(data)
+        if self.early is not None:
+            self.early.set()
         if self._task is None and not self._write_blocked:
             self._pump()
         elif self.core.buffered > BUFFER_MAX:
@@ -251,6 +265,8 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more; what it asked is still answered, where the transport can."""
         self._eof = True
+        if self.early is not None:
+            self.early.set()
         if self._task is None:
             self._pump()
         return not self.tls and self._task is not None
@@ -328,16 +344,13 @@ class Session(asyncio.Protocol):
         held, self._held = self._held, None
         if held is None:
             return
-        self.event("smtp connected", address=self._logged_address(), host=hostname or "<unknown>")
+        self.event("smtp connected", address=self.peer.logged, host=hostname or "<unknown>")
         for what, fields in held:
             self.event(what, **fields)
 
-    def _logged_address(self) -> str:
-        return self.peer.shown if ":" in self.peer.address else self.peer.address
-
     def _on_timer(self) -> None:
         """Looked at now and then rather than moved with each command."""
-        due = self._active + IDLE
+        due = min(self._active + IDLE, self._message_due)
         if self._loop.time() < due:
             self._timer = self._loop.call_at(due, self._on_timer)
         else:

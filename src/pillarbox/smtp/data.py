@@ -5,12 +5,14 @@ scanned with `bytes.find`; it does not matter how it was cut into pieces. What c
 (§4.5.2) and goes to `server/message`; nothing of it is kept here but the few bytes that may belong to the end.
 """
 
+import re
 from enum import Enum, auto
 
 import msgspec
 
 LINE_MAX = 65535  # bytes, without the LF, as the reference
 _END = b"\r\n.\r\n"
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
 class Problem(Enum):
@@ -18,6 +20,18 @@ class Problem(Enum):
 
     BARE_NEWLINE = auto()  # a CR or LF alone: refused, so that no two servers see different messages
     TOO_BIG = auto()
+    LINE_TOO_LONG = auto()  # longer than the configuration allows
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a message may be like. `max_line`: bytes of a line without its end, 0: anything below `LINE_MAX`.
+
+    `normalize`: a CR or LF alone becomes a line end, but never a part of the message's end.
+    """
+
+    max_size: int
+    max_line: int = 0
+    normalize: bool = False
 
 
 class LineTooLong(Exception):
@@ -39,37 +53,45 @@ class _Reader:
     does: every line as it is sent, with one byte for its end.
     """
 
-    __slots__ = ("_carry", "_line", "_max", "problem", "size")
+    __slots__ = ("_bare", "_carry", "_line", "_shown", "_terms", "problem", "size")
 
-    def __init__(self, max_size: int, carry: bytes) -> None:
+    def __init__(self, terms: Terms, carry: bytes) -> None:
         self.problem: Problem | None = None
         self.size = 0
-        self._max = max_size
+        self._terms = terms
         self._carry = carry
         self._line = 0  # length of the line that is not complete yet
+        self._shown = 0  # likewise, as it is passed on
+        self._bare = False  # what was looked at last has a CR or LF alone
 
     def _grow(self, size: int) -> None:
         self.size += size
-        if self.problem is None and self.size > self._max:
+        if self.problem is None and self.size > self._terms.max_size:
             self.problem = Problem.TOO_BIG
 
     def _check(self, body: bytes) -> int:
         """Look at the line ends; returns how many there are."""
         self._check_line_length(body)
         without = body.replace(b"\r\n", b"")  # quicker than counting: 40 µs for 64 KB against 80
-        if b"\n" in without or b"\r" in without:
+        self._bare = b"\n" in without or b"\r" in without
+        if self._bare and not self._terms.normalize:
             self.problem = self.problem or Problem.BARE_NEWLINE
         return (len(body) - len(without)) // 2
 
     def _check_line_length(self, body: bytes) -> None:
-        at = -self._line  # where the current line began
-        while len(body) - at >= LINE_MAX:
-            end = body.rfind(b"\n", max(at, 0), at + LINE_MAX)
-            if end < 0:
-                raise LineTooLong
-            at = end + 1
-        last = body.rfind(b"\n")
-        self._line = len(body) - (last + 1 if last >= 0 else at)
+        self._line = _last_line(body, self._line, LINE_MAX)
+
+    def _piece(self, body: bytes, lines: int, rest: bytes | None = None) -> Piece:
+        """What is passed on of a body that was looked at, with line ends that are."""
+        if self._bare and self.problem is None:
+            body, more = _BARE.subn(b"\r\n", body)
+            lines += more
+        if self._terms.max_line and self.problem is None:
+            try:
+                self._shown = _last_line(body, self._shown, self._terms.max_line + 2)  # the CR, and one too many
+            except LineTooLong:
+                self.problem = Problem.LINE_TOO_LONG
+        return Piece(b"", rest=rest) if self.problem is not None else Piece(body, lines, rest)
 
 
 class DataReader(_Reader):
@@ -77,8 +99,8 @@ class DataReader(_Reader):
 
     __slots__ = ("_skip",)
 
-    def __init__(self, max_size: int) -> None:
-        super().__init__(max_size, b"\r\n")  # the end of the DATA line counts: a message may be a single dot
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms, b"\r\n")  # the end of the DATA line counts: a message may be a single dot
         self._skip = 2
 
     def feed(self, data: bytes) -> Piece:
@@ -104,7 +126,7 @@ class DataReader(_Reader):
         if self._skip:
             body = body[2:]
             self._skip = 0
-        return Piece(body, lines, rest)
+        return self._piece(body, lines, rest)
 
 
 class ChunkReader(_Reader):
@@ -115,8 +137,8 @@ class ChunkReader(_Reader):
 
     __slots__ = ()
 
-    def __init__(self, max_size: int) -> None:
-        super().__init__(max_size, b"")
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms, b"")
 
     def feed(self, data: bytes, *, end: bool) -> Piece:
         """Take some of a chunk; `end`: the message ends with it, if need be with a line end. Raises `LineTooLong`."""
@@ -129,7 +151,22 @@ class ChunkReader(_Reader):
             block, self._carry = block[:-1], b"\r"
         lines = self._check(block)
         self._grow(len(block) - lines)
-        return Piece(b"") if self.problem is not None else Piece(block, lines)
+        return self._piece(block, lines)
+
+
+def _last_line(body: bytes, before: int, most: int) -> int:
+    """How long the last line of a body is by now, the first having begun `before` bytes in front of it.
+
+    Raises `LineTooLong` where there are `most` bytes without LF.
+    """
+    at = -before  # where the current line began
+    while len(body) - at >= most:
+        end = body.rfind(b"\n", max(at, 0), at + most)
+        if end < 0:
+            raise LineTooLong
+        at = end + 1
+    last = body.rfind(b"\n")
+    return len(body) - (last + 1 if last >= 0 else at)
 
 
 def _held_back(block: bytes) -> int:

@@ -109,6 +109,8 @@ MALFORMED = Reply(550, "5.7.1 Delivery not authorized, message refused: Message 
 HEADER_TOO_BIG = Reply(552, "5.3.4 Message too big for system: Header too big")
 BARE_NEWLINE = Reply(550, "5.6.0 Message refused: bare CR or LF in message data (RFC 5321 2.3.8)")
 
+MESSAGE_LINE_TOO_LONG = Reply(550, "5.6.0 Message refused: a line is too long")
+
 LINE_TOO_LONG = Reply(500, "5.0.0 Line too long", closes=True)
 COMMAND_TOO_LONG = Reply(500, "5.0.0 Command line too long", closes=True)
 BARE_NEWLINE_IN_COMMAND = Reply(500, "5.5.2 Syntax error: bare LF in command, lines end with CRLF", closes=True)
@@ -120,6 +122,15 @@ PERMANENT_FAILURE = Reply(554, "5.3.0 Transaction failed")
 INTERNAL_ERROR = Reply(421, "4.3.0 Internal server error", closes=True)
 SHUTTING_DOWN = Reply(421, "4.3.2 Service shutting down", closes=True)
 TOO_MANY_SESSIONS = Reply(421, "4.3.2 Too many connections, try again later", closes=True)
+TOO_MANY_FROM_SOURCE = Reply(421, "4.7.0 Too many connections from your address, try again later", closes=True)
+TOO_MANY_ERRORS = Reply(421, "4.7.0 Too many failed commands", closes=True)
+TOO_FAST = Reply(450, "4.7.1 Too much mail in a short time, try again later")
+TALKED_FIRST = Reply(554, "5.5.1 Protocol error: you spoke before the greeting", closes=True)
+
+
+def limited_session(limit: str) -> Reply:
+    """To a client whom a limit of sessions, or their rate, keeps out."""
+    return TOO_MANY_SESSIONS if limit == "max-session" else TOO_MANY_FROM_SOURCE
 
 
 def banner(name: str) -> Reply:

@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from pillarbox.smtp.data import ChunkReader, DataReader, LineTooLong, Problem
+from pillarbox.smtp.data import ChunkReader, DataReader, LineTooLong, Problem, Terms
 
 COMMAND_MAX = 2047  # bytes without CRLF, as the reference; RFC 5321 §4.5.3.1.4 asks for 512
 AUTH_MAX = 12288  # bytes likewise, where bearer tokens are taken (RFC 4954 §4)
@@ -95,14 +95,14 @@ class ServerProtocol:
         if not self._dead:
             self._buffer = self._buffer + data if self._buffer else data
 
-    def begin_body(self, max_size: int) -> None:
-        """The client was told to go ahead: what follows is a message (of at most `max_size` bytes)."""
-        self._data = DataReader(max_size)
+    def begin_body(self, terms: Terms) -> None:
+        """The client was told to go ahead: what follows is a message on these terms."""
+        self._data = DataReader(terms)
 
-    def begin_chunk(self, size: int, *, last: bool, max_size: int) -> None:
-        """So many bytes that follow are the next, or first, chunk of a message (of at most `max_size` bytes)."""
+    def begin_chunk(self, size: int, *, last: bool, terms: Terms) -> None:
+        """So many bytes that follow are the next, or first, chunk of a message on these terms."""
         if self._chunks is None:
-            self._chunks = ChunkReader(max_size)
+            self._chunks = ChunkReader(terms)
         self._chunk = _Chunk(size, last=last, reader=self._chunks)
 
     def skip_chunk(self, size: int) -> None:

@@ -43,7 +43,7 @@ def proceed(session: "Session", args: str) -> None:
     tx.chunk = chunk.size
     if chunk.last:
         session.verb = None  # the end of the message says what comes next
-    session.core.begin_chunk(chunk.size, last=chunk.last, max_size=session.config.smtp.max_message_size)
+    session.core.begin_chunk(chunk.size, last=chunk.last, terms=data.terms(session))
 
 
 def _refusal(session: "Session", chunk: Chunk) -> Reply | None:

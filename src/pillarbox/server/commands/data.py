@@ -11,7 +11,7 @@ from pillarbox.server.headers import Header
 from pillarbox.server.message import Incoming
 from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
-from pillarbox.smtp.data import Problem
+from pillarbox.smtp.data import Problem, Terms
 from pillarbox.smtp.replies import Reply
 from pillarbox.smtp.server_protocol import Body, EndOfBody
 from pillarbox.smtp.states import State
@@ -19,7 +19,11 @@ from pillarbox.smtp.states import State
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
-PROBLEMS = {Problem.TOO_BIG: replies.TOO_BIG, Problem.BARE_NEWLINE: replies.BARE_NEWLINE}
+PROBLEMS = {
+    Problem.TOO_BIG: replies.TOO_BIG,
+    Problem.BARE_NEWLINE: replies.BARE_NEWLINE,
+    Problem.LINE_TOO_LONG: replies.MESSAGE_LINE_TOO_LONG,
+}
 _SUBMISSION = 587
 
 
@@ -33,12 +37,20 @@ def proceed(session: "Session", _args: str) -> Reply:
     """From here on it is a message."""
     assert session.tx is not None
     begin(session, session.tx)
-    session.core.begin_body(session.config.smtp.max_message_size)
+    session.core.begin_body(terms(session))
     return replies.START_BODY
+
+
+def terms(session: "Session") -> Terms:
+    """What the configuration says about messages."""
+    smtp = session.config.smtp
+    normalize = smtp.bare_newline == "normalize"
+    return Terms(max_size=smtp.max_message_size, max_line=smtp.max_line_length, normalize=normalize)
 
 
 def begin(session: "Session", tx: Transaction) -> None:
     """Make room for the message: its trace fields stand before whatever comes."""
+    session.expect_message()
     masquerade = tx.sender if session.listener.masquerade and session.authenticated else ""
     tx.message = Incoming(
         _received(session, tx),
