@@ -33,7 +33,7 @@ PEOPLE = {
 SERVICES = {
     name: 6101 + n
     for n, name in enumerate(
-        ["_smtpd", "_smtpn", "_smtpl", "_smtpq", "_smtpc", "_smtpf", "opensmtpd", "opensmtpq"],
+        ["_smtpd", "_smtpn", "_smtpl", "_smtpq", "_smtpc", "_smtpf", "opensmtpd", "opensmtpq", "Debian-exim"],
     )
 }
 

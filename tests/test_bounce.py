@@ -1,6 +1,7 @@
 import asyncio
 import io
 
+import msgspec
 import pytest
 
 from pillarbox.bounce import Bouncer
@@ -42,7 +43,9 @@ class World:
             now=lambda: 1772366400.0,
         )
 
-    def make(self, kind: BounceKind = BounceKind.FAILED, count: int = 1, **envelope: object) -> NewMessage | None:
+    def make(
+        self, kind: BounceKind = BounceKind.FAILED, count: int = 1, require_tls: bool = False, **envelope: object
+    ) -> NewMessage | None:
         async def read_body(offset: int, size: int) -> bytes:
             self.largest = max(self.largest, size)
             return self.body[offset : offset + size]
@@ -50,7 +53,7 @@ class World:
         async def write_body(chunk: bytes) -> None:
             self.written.append(chunk)
 
-        pending = [self._pending(n, envelope) for n in range(count)]
+        pending = [msgspec.structs.replace(self._pending(n, envelope), require_tls=require_tls) for n in range(count)]
         return asyncio.run(self.bouncer.make(kind, pending, read_body, msgid=0x99, write_body=write_body))
 
     def _pending(self, number: int, more: dict[str, object]) -> PendingBounce:
@@ -87,6 +90,13 @@ def test_whole_message_is_returned_for_a_failure_that_asked_for_it():
     delayed = world.make(BounceKind.DELAYED, dsn_ret="FULL")
     assert delayed is not None
     assert b"\r\nbody\r\n" not in delayed.body
+
+
+def test_of_a_message_that_requires_tls_only_the_header_goes_back_and_requires_it_too():
+    world = World(HEADER + b"\r\nsecret body\r\n")
+    message = world.make(dsn_ret="FULL", require_tls=True)
+    assert message is not None and message.require_tls
+    assert b"secret" not in message.body and HEADER in message.body
 
 
 def test_large_message_is_streamed():

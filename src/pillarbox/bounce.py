@@ -50,7 +50,9 @@ class Bouncer:
         if expansion is None:
             return None
         envelope = pending[0].envelope
-        full = kind is BounceKind.FAILED and envelope.dsn_ret == "FULL"
+        require_tls = pending[0].require_tls
+        # RFC 8689 §5: the way back may be less protected than the way there, so only the header goes it.
+        full = kind is BounceKind.FAILED and envelope.dsn_ret == "FULL" and not require_tls
         header = b"" if full else await _read_header(read_body, pending[0].size)
         eight_bit = pending[0].eight_bit or pending[0].smtputf8 if full else not header.isascii()
         report = self._report(kind, pending, msgid=msgid, full=full, eight_bit=eight_bit)
@@ -58,7 +60,7 @@ class Bouncer:
         if not full or pending[0].size + len(head) + len(tail) <= INLINE_BODY:
             returned = b"".join([c async for c in _pieces(read_body, pending[0].size)]) if full else header
             body = head + returned + tail
-            return _message(msgid, expansion, report, size=len(body), body=body)
+            return _message(msgid, expansion, report, size=len(body), body=body, require_tls=require_tls)
         size = len(head) + pending[0].size + len(tail)
         await write_body(head)
         async for chunk in _pieces(read_body, pending[0].size):
@@ -138,7 +140,14 @@ def _recipient(kind: BounceKind, pending: PendingBounce) -> ReportedRecipient:
 
 
 def _message(
-    msgid: int, expansion: Expansion, report: StatusReport, *, size: int, body: bytes = b"", streamed: bool = False
+    msgid: int,
+    expansion: Expansion,
+    report: StatusReport,
+    *,
+    size: int,
+    body: bytes = b"",
+    streamed: bool = False,
+    require_tls: bool = False,
 ) -> NewMessage:
     return NewMessage(
         msgid=msgid,
@@ -147,7 +156,8 @@ def _message(
         body=body,
         streamed=streamed,
         eight_bit=report.eight_bit or report.is_utf8,
-        smtputf8=report.needs_utf8_envelope,
+        smtputf8=report.has_utf8_header,
+        require_tls=require_tls,
     )
 
 

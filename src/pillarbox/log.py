@@ -57,7 +57,8 @@ class Log:
     def _write(self, level: str, line: str) -> None:
         # No line of ours may be forged by a peer's text: control characters are shown, not obeyed.
         if not line.isprintable():
-            line = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
+            # A byte that is no UTF-8 came as U+DC80 and up (PEP 383).
+            line = "".join(c if c.isprintable() or c == "\t" else f"\\x{_number(c):02x}" for c in line)
         if self._stream is not None:
             try:
                 self._stream.write(line + "\n")
@@ -85,6 +86,11 @@ class Log:
             if self._syslog is not None:
                 self._syslog.close()
                 self._syslog = None
+
+
+def _number(character: str) -> int:
+    point = ord(character)
+    return point & 0xFF if 0xDC80 <= point <= 0xDCFF else point
 
 
 def stderr_log(*, verbose: bool = False) -> Log:

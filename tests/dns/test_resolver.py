@@ -18,6 +18,7 @@ ZONE = {
     ("a.example.", "A"): ["192.0.2.1", "192.0.2.2"],
     ("b.example.", "A"): ["192.0.2.3"],
     ("b.example.", "AAAA"): ["2001:db8::3"],
+    ("xn--bcher-kva.example.", "MX"): ["10 a.example."],
     ("null.example.", "MX"): ["0 ."],
     ("local.example.", "MX"): ["5 localhost."],
     ("dangling.example.", "MX"): ["10 nothing.example."],
@@ -117,6 +118,15 @@ def play(test, **options):
     async def go():
         async with Dns(**options) as it:
             await test(it)
+
+    asyncio.run(go())
+
+
+def test_a_domain_in_unicode_is_asked_for_in_ascii():
+    async def go():
+        async with Dns() as d:
+            assert [a for _, _, a in await d.addresses("Bücher.example")] == ["192.0.2.1", "192.0.2.2"]
+            assert d.server.asked[0] == ("xn--bcher-kva.example.", "MX")
 
     asyncio.run(go())
 

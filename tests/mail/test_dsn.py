@@ -95,17 +95,32 @@ def test_envelope_id_and_original_recipient_are_told():
 
 def test_address_that_is_not_ascii_makes_it_a_global_report():
     report = make(recipients=[ReportedRecipient("é@b.example", "no", "5.1.1")], eight_bit=True)
-    assert report.is_utf8 and report.needs_utf8_envelope
+    assert report.is_utf8 and not report.has_utf8_header  # it can travel where only 8-bit bodies can
     head = report_head(report).decode()
     assert "Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit\r\n" in head
     assert "Final-Recipient: utf-8; é@b.example\r\n" in head
     assert "Content-Type: message/global-headers\r\n" in head
-    assert not make(recipients=[ReportedRecipient("a@b", "é", "5.0.0")]).needs_utf8_envelope
+    assert make(recipients=[ReportedRecipient("a@b", "é", "5.0.0")]).is_utf8
+
+
+def test_a_sender_that_ascii_can_write_is_written_so():
+    report = make(to="s@bücher.example")
+    assert b"\r\nTo: s@xn--bcher-kva.example\r\n" in report_head(report) and not report.has_utf8_header
+    report = make(to="jürgen@bücher.example")
+    assert "\r\nTo: jürgen@bücher.example\r\n".encode() in report_head(report) and report.has_utf8_header
+
+
+def test_an_original_recipient_in_utf8_is_told_in_it():
+    recipients = [ReportedRecipient("a@b.example", "", "2.0.0", original="utf-8;j\\x{FC}rgen+2Ba@c.example")]
+    report = make("relayed", recipients=recipients)
+    assert "Original-Recipient: utf-8; jürgen+a@c.example\r\n" in report_head(report).decode()
+    assert "Content-Type: message/global-delivery-status" in report_head(report).decode()
 
 
 @pytest.mark.parametrize(
     ("action", "esc_class", "esc_code", "expected"),
     [("failed", 5, 47, "5.4.7"), ("failed", 4, 46, "5.4.6"), ("failed", 0, 0, "5.0.0"), ("delayed", 4, 30, "4.3.0"),
+     ("failed", 5, 730, "5.7.30"),
      ("delivered", 2, 0, "2.0.0")],
 )  # fmt: skip
 def test_status_fits_the_action(action, esc_class, esc_code, expected):
@@ -125,3 +140,8 @@ def test_reason_and_parameters_cannot_add_lines():
     assert format_reason("550 a\r\nb\n\x0bc") == "550 a b  c"
     assert format_reason("150 ours") == "ours"
     assert decode_xtext("a+0D+0Ab") == "a+0D+0Ab"
+
+
+def test_xtext_may_be_of_utf8():
+    assert decode_xtext("+E7+94+A8+E6+88+B7@x") == "用户@x"  # as Postfix writes it
+    assert decode_xtext("a+FFb") == "a+FFb"

@@ -49,9 +49,12 @@ class Server:
         return self.heard
 
 
-def deliver(destination: str, *, rcpt_to: bool = False, addresses: tuple[str, ...] = (), seconds: float = 5) -> None:
+def deliver(
+    destination: str, *, rcpt_to: bool = False, addresses: tuple[str, ...] = (), seconds: float = 5,
+    sender: str = "s@x", dest: str = "alice+t@b",
+) -> None:  # fmt: skip
     job = Job(
-        index=0, method="lmtp", sender="s@x", rcpt="list@b", dest="alice+t@b", user="alice", directory="/", home="/",
+        index=0, method="lmtp", sender=sender, rcpt="list@b", dest=dest, user="alice", directory="/", home="/",
         target=destination, addresses=addresses, rcpt_to=rcpt_to, size=len(BODY), body=BODY,
     )  # fmt: skip
     deliver_lmtp(Message(job, lambda at: b""), time.monotonic() + seconds)
@@ -145,3 +148,23 @@ def test_resolved_addresses_are_tried_in_turn():
 )
 def test_destination_is_split(text, expected):
     assert split_destination(text) == expected
+
+
+UTF8 = [GOOD[0], b"250-store\r\n250-SMTPUTF8\r\n250 SIZE\r\n", *GOOD[2:]]
+
+
+def test_addresses_in_utf8_are_declared():
+    server = Server(UTF8)
+    deliver(server.destination, rcpt_to=True, sender="jürgen@x", dest="用户@b")
+    assert server.close()[1:3] == ["MAIL FROM:<jürgen@x> SMTPUTF8\r\n".encode(), "RCPT TO:<用户@b>\r\n".encode()]
+
+
+def test_a_store_without_smtputf8_gets_only_what_ascii_can_write():
+    server = Server(GOOD)
+    deliver(server.destination, rcpt_to=True, sender="s@bücher.example", dest="a@b")
+    assert server.close()[1] == b"MAIL FROM:<s@xn--bcher-kva.example>\r\n"
+    server = Server(GOOD)
+    with pytest.raises(Failure) as failed:
+        deliver(server.destination, sender="jürgen@x")
+    assert failed.value.result is Result.PERMFAIL and "5.6.7" in failed.value.text
+    assert not any(server.close()[1:])

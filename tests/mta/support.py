@@ -189,6 +189,7 @@ class Mail:
                         rcpt=rcpt, dest=rcpt, ctime=int(time.time()), dsn_notify=Notify(fields.get("notify", 0)),
                     ),
                     attempt=1, destination=rcpt.partition("@")[2], size=len(body), body=body if inline else b"",
+                    require_tls=fields.get("require_tls", False), smtputf8=fields.get("smtputf8", False),
                 )
                 for number, rcpt in enumerate(rcpts, 1)
             ]

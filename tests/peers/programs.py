@@ -34,6 +34,38 @@ def opensmtpd_program(name: str) -> str:
     return str(path)
 
 
+def exim(folder: Path, port: int) -> list[str]:
+    """The start of a command that has Exim send a message from stdin to the server on a port, by BDAT if it can."""
+    binary = Path(os.environ.get("PILLARBOX_HOME", "/nonexistent"), "exim/usr/sbin/exim4")
+    if not binary.exists():
+        pytest.skip("Exim is not unpacked (tools/setup peers, as root)")
+    folder.mkdir()
+    (folder / "spool").mkdir()
+    for path in (folder, folder / "spool"):
+        shutil.chown(path, "Debian-exim", "Debian-exim")
+    conf = folder / "exim.conf"
+    conf.write_text(f"""\
+exim_path = {binary}
+spool_directory = {folder}/spool
+log_file_path = {folder}/%slog
+primary_hostname = exim.example.net
+keep_environment =
+begin routers
+all:
+  driver = manualroute
+  route_list = * 127.0.0.1 byname
+  self = send
+  transport = out
+begin transports
+out:
+  driver = smtp
+  port = {port}
+  allow_localhost
+  hosts_try_chunking = *
+""")
+    return [str(binary), "-C", str(conf), "-odf", "-oi", "-f"]
+
+
 @contextmanager
 def dovecot(folder: Path, port: int) -> Iterator[None]:
     """Dovecot's LMTP server on a port; it delivers to system users, into ~/Maildir."""

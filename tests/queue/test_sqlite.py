@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.mail.envelope import encode_envelope
 from pillarbox.queue import bodies, schema, spool, writer
 from pillarbox.queue.sqlite import SqliteStore
 from pillarbox.queue.store import Gone, StoredMessage
@@ -74,6 +75,29 @@ def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_queue_of_the_first_schema_keeps_its_mail(tmp_path: Path) -> None:
+    async def main() -> None:
+        db = schema.connect(str(tmp_path / "queue.db"), writer=True)
+        for statement in schema.STEPS[0].split(";"):
+            db.execute(statement)
+        db.execute("INSERT INTO message VALUES (5, 4, 1, 1, NULL, NULL, x'6f6c640a')")
+        envelope = make_envelope(5)
+        db.execute(
+            "INSERT INTO envelope (evpid, destination, next_try, data) VALUES (?, 'mda:alice', 0, ?)",
+            (envelope.evpid, encode_envelope(envelope)),
+        )
+        db.execute("PRAGMA user_version = 1")
+        db.close()
+        store = open_store(tmp_path)
+        (row,) = await store.rows(0, 10, 0)
+        assert (row.envelope, row.size) == (envelope, 4)
+        assert (row.eight_bit, row.smtputf8, row.require_tls) == (True, True, False)
+        assert await store.read(5, 0, 100) == b"old\n"
+        await store.close()
+
+    run(main)
+
+
 def test_an_upgrade_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         await open_store(tmp_path).close()
@@ -83,7 +107,7 @@ def test_an_upgrade_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatch
         with pytest.raises(PillarboxError):
             open_store(tmp_path)
         db = sqlite3.connect(tmp_path / "queue.db")
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(steps) - 1,)
         assert db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'another'").fetchone() == (0,)
         db.close()
 

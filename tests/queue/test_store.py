@@ -124,7 +124,7 @@ def test_what_was_committed_is_there_after_opening_again(on_store: Callable[[Tes
     envelope = make_envelope(5, sender="ä@example.org")
 
     async def write(store: Store) -> None:
-        await store.commit(message(5, envelope, eight_bit=True))
+        await store.commit(message(5, envelope, eight_bit=True, require_tls=True))
         await store.settle([Later(evpid=envelope.evpid, attempt=3, data=encode_envelope(envelope),
                                   destination="mta:far.example", next_try=T0 + 400, tried=T0)])  # fmt: skip
 
@@ -132,6 +132,7 @@ def test_what_was_committed_is_there_after_opening_again(on_store: Callable[[Tes
         (row,) = await store.rows(0, 10, 0)
         assert (row.envelope, row.next_try, row.attempt, row.tried) == (envelope, T0 + 400, 3, T0)
         assert (row.size, row.eight_bit, row.smtputf8, row.suspended) == (6, True, False, False)
+        assert row.require_tls
 
     on_store(write)
     on_store(look)

@@ -200,6 +200,26 @@ def test_virtual_lookup_order():
     assert expand(lookup(virtual=[("known@example.org", "alice")]), "x@example.org").startswith(LIST_PERM)
 
 
+def test_addresses_in_utf8_are_found_however_they_are_written():
+    entries = (("Jürgen@bücher.example", "alice"), ("@xn--mnchen-3ya.example", "bob"), ("用户", "carol"))
+    action = Local(name="virtual", method="maildir", userbase="users", virtual="v")
+    config = configuration(
+        actions=(action,),
+        tables=(table("v", *entries), table("d", "bücher.example", "xn--mnchen-3ya.example")),
+        rules=(match("virtual", dest=criterion("domain", "d")),),
+    )
+    lookup = make_lookup(config)
+    for rcpt, user in (
+        ("jürgen@bücher.example", "alice"),
+        ("JÜRGEN@XN--BCHER-KVA.example", "alice"),
+        ("ju\u0308rgen@BÜCHER.example", "alice"),
+        ("any@münchen.example", "bob"),
+        ("用户@bücher.example", "carol"),
+    ):
+        (envelope,) = expand(lookup, rcpt)
+        assert (envelope.mda_user, envelope.dest) == (user, rcpt)
+
+
 def test_virtual_addresses_start_over():
     entries = [("a@example.org", "b@example.org"), ("b@example.org", "alice"), ("l@example.org", "l@example.org")]
     (envelope,) = expand(lookup(virtual=entries), "a@example.org")

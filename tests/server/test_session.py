@@ -75,6 +75,20 @@ def test_a_whole_session_in_one_write_is_answered_in_order():
     run(scenario)
 
 
+def test_help_names_what_is_there():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert (await c.send("HELP")).endswith("\n214 2.0.0 End of HELP info")
+        commands = "HELO EHLO STARTTLS AUTH MAIL RCPT DATA BDAT RSET QUIT NOOP HELP"
+        assert await c.send("help commands") == f"214 2.0.0 {commands}"
+        offered = [line[4:].split(" ")[0] for line in (await c.send("EHLO x")).split("\n")[1:]]
+        assert await c.send("HELP EXTENSIONS") == f"214 2.0.0 {' '.join(offered)}"
+        assert {"LIMITS", "CHUNKING", "SMTPUTF8"} < set(offered)
+        assert (await c.send("HELP me"))[:9] == "500 5.5.4"
+
+    run(scenario)
+
+
 def test_a_data_command_without_recipients_makes_no_message_of_what_follows():
     async def scenario(w: World) -> None:
         c = await w.greeted()

@@ -74,6 +74,24 @@ async def secured(w: World) -> Dialogue:
     return c
 
 
+def test_requiretls_is_there_over_tls_only_and_kept_with_the_message():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert "REQUIRETLS" not in await c.send("EHLO x")
+        assert (await c.send("MAIL FROM:<s@x.example> REQUIRETLS"))[:3] == "503"
+        assert await c.send("STARTTLS") == "220 2.0.0 Ready to start TLS"
+        await c.start_tls(trusting())
+        assert "\n250-REQUIRETLS\n" in await c.send("EHLO x")
+        for parameters in (" REQUIRETLS", ""):
+            assert (await c.send(f"MAIL FROM:<s@x.example>{parameters}"))[:3] == "250"
+            await c.send("RCPT TO:<alice@example.org>")
+            await c.send("DATA")
+            assert (await c.send(b"Subject: x\r\n\r\n.\r\n"))[:3] == "250"
+        assert [message.require_tls for message in w.queue.committed] == [True, False]
+
+    run(scenario, tls=TlsMode.STARTTLS)
+
+
 @pytest.mark.parametrize("factory", LOOPS)
 def test_starttls(factory):
     async def scenario(w: World) -> None:

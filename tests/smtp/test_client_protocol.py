@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillarbox.mail.envelope import Result
+from pillarbox.smtp.client_data import DotStuffer
 from pillarbox.smtp.client_events import (
     Answered,
     BodyWanted,
@@ -16,7 +17,7 @@ from pillarbox.smtp.client_events import (
     TlsWanted,
     Transaction,
 )
-from pillarbox.smtp.client_protocol import Client, DotStuffer
+from pillarbox.smtp.client_protocol import Client
 
 OK, TEMP, PERM = Result.OK, Result.TEMPFAIL, Result.PERMFAIL
 
@@ -105,6 +106,19 @@ def test_multi_line_reply_becomes_one_line():
     say(client, "250 ok")
     events, _ = say(client, "550-5.1.1 first", "550-5.1.1 second", "550 5.1.1 last")
     assert events == [Answered(0, PERM, "550-5.1.1 first second last")]
+
+
+@pytest.mark.parametrize("extensions", [(), ("PIPELINING",)])
+def test_a_recipient_the_peer_cannot_have_is_left_out(extensions):
+    client = greeted(*extensions or ("DSN",))
+    events, written = begin(client, "a@x", "ü@x", "b@x")
+    assert [(e.index, e.result, e.code) for e in events] == [(1, PERM, 67)]
+    written += say(client, "250 ok")[1] + say(client, "250 ok")[1]
+    events, more = say(client, "550 no")
+    assert events == [Answered(2, PERM, "550 no")]
+    assert [line for line in written + more if line.startswith("RCPT")] == ["RCPT TO:<a@x>", "RCPT TO:<b@x>"]
+    assert say(client, "354 go")[1] == ["a", "."]
+    assert say(client, "250 taken")[0] == [Answered(0, OK, "250 taken"), Finished()]
 
 
 def test_lmtp_answers_for_each_accepted_recipient():

@@ -8,6 +8,8 @@ from pillarbox.mail.envelope import Notify
 from pillarbox.smtp import commands
 from pillarbox.smtp.commands import (
     Verb,
+    asks_for_utf8,
+    parse_chunk,
     parse_line,
     parse_mail_parameters,
     parse_path,
@@ -111,7 +113,7 @@ def test_mail_parameters():
     assert parse_mail_parameters("RET=bogus ENVID=", dsn=True) == commands.NO_MAIL_PARAMETERS
 
 
-@pytest.mark.parametrize("text", ["SIZE", "BODY=BINARYMIME", "SMTPUTF8", "FOO=bar"])
+@pytest.mark.parametrize("text", ["SIZE", "BODY=BINARYMIME", "SMTPUTF8=1", "FOO=bar"])
 def test_unknown_mail_parameters(text):
     with pytest.raises(commands.UnknownOption, match=text):
         parse_mail_parameters(f"BODY=7BIT {text}", dsn=True)
@@ -169,3 +171,90 @@ def test_no_line_breaks_the_parser(text):
             parse()
         except ValueError as error:
             assert type(error).__module__ == commands.__name__
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "jürgen@example.org",
+        "jürgen@bücher.example",
+        "a@bücher.example",
+        "用户@例え.テスト",
+        "ju\u0308rgen@example.org",
+        "\u0645\u06cc\u200c\u062e@example.org",
+        "😀@example.org",
+        "ü" * 127 + "@b.example",
+    ],
+)
+def test_paths_in_utf8(address):
+    assert parse_path(f"<{address}> SMTPUTF8", default_domain="mail.example", utf8=True) == (address, " SMTPUTF8")
+    with pytest.raises(commands.BadSyntax):
+        parse_path(f"<{address}>", default_domain="mail.example")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "<a\x80b@x.example>",  # a control character
+        "<a\xa0b@x.example>",
+        "<a\u2028b@x.example>",
+        "<a\u202eb@x.example>",  # turns the direction
+        "<a\u200bb@x.example>",
+        "<a\ufeffb@x.example>",
+        "<a\udcffb@x.example>",  # a byte that is no UTF-8
+        "<ü..a@x.example>",
+        "<.ü@x.example>",
+        '<"ü"@x.example>',
+        "<ü@b\u200bü.example>",
+        "<ü@bü cher.example>",
+        "<ü@-bü.example>",
+        "<ü@xn--bü.example>",
+        "<ü@[ü]>",
+        "<" + "ü" * 128 + "@b.example>",
+        "<a@" + "ü" * 300 + ".example>",
+    ],
+)
+def test_bad_paths_in_utf8(path):
+    with pytest.raises(commands.BadSyntax):
+        parse_path(path, default_domain="mail.example", utf8=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        ("<ü@x> SMTPUTF8", True),
+        ("<ü@x> BODY=8BITMIME smtputf8", True),
+        ("<ü@x> SMTPUTF8=1", False),
+        ("<ü@x>", False),
+        ("<SMTPUTF8 ü@x>", False),
+        ("<a@x> SMTPUTF8", False),
+    ],
+)
+def test_utf8_has_to_be_asked_for(args, answer):
+    assert asks_for_utf8(args) is answer
+
+
+def test_an_original_recipient_in_utf8():
+    text = "ORCPT=utf-8;jürgen@x.example"
+    assert parse_rcpt_parameters(text, dsn=True, utf8=True).orcpt == "utf-8;jürgen@x.example"
+    assert parse_rcpt_parameters("ORCPT=utf-8;j\\x{FC}@x", dsn=True).orcpt == "utf-8;j\\x{FC}@x"
+    for refused in (text, "ORCPT=rfc822;jürgen@x.example"):
+        with pytest.raises(commands.BadOrcpt):
+            parse_rcpt_parameters(refused, dsn=True, utf8=refused != text)
+
+
+@pytest.mark.parametrize(
+    ("args", "chunk"), [("0", (0, False)), ("10 LAST", (10, True)), ("7 last ", (7, True)), ("9  LAST", (9, True))]
+)
+def test_chunks(args, chunk):
+    assert (parse_chunk(args).size, parse_chunk(args).last) == chunk
+
+
+@given(st.text())
+def test_whatever_is_a_path_is_one_address(text):
+    try:
+        address, _ = parse_path(f"<{text}>", default_domain="mail.example", utf8=True)
+    except commands.BadSyntax:
+        return
+    assert address.isprintable() or "\u200c" in address or "\u200d" in address or not address.isascii()
+    assert not set(" \t<>\r\n") & set(address) and address.encode()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillarbox.smtp.data import LINE_MAX, DataReader, LineTooLong, Problem
+from pillarbox.smtp.data import LINE_MAX, ChunkReader, DataReader, LineTooLong, Problem
 
 
 def read(data: bytes, cuts=(), max_size=10**9):
@@ -108,3 +108,57 @@ def test_what_was_stuffed_comes_out_as_it_was(pieces):
     got, rest, reader, count = read(stuffed + b".\r\nrest")
     assert (got, rest, count) == (body, b"rest", len(lines))
     assert reader.problem is None
+
+
+def read_chunks(chunks, max_size=10**9):
+    """What comes out of a message in these chunks."""
+    reader = ChunkReader(max_size)
+    pieces = [reader.feed(chunk, end=False) for chunk in chunks[:-1]]
+    pieces.append(reader.feed(chunks[-1], end=True))
+    return b"".join(p.data for p in pieces), sum(p.lines for p in pieces), reader
+
+
+def test_dots_in_chunks_stay():
+    body, lines, reader = read_chunks([b".\r\n..x\r\n", b".\r\n"])
+    assert (body, lines, reader.size) == (b".\r\n..x\r\n.\r\n", 3, 2 + 4 + 2)
+
+
+def test_a_line_end_may_be_cut_by_the_end_of_a_chunk():
+    body, lines, reader = read_chunks([b"a\r", b"", b"\nb\r\n"])
+    assert (body, lines, reader.problem) == (b"a\r\nb\r\n", 2, None)
+
+
+@pytest.mark.parametrize("chunks", [[b"a\n"], [b"a\r"], [b"a\r", b"b\r\n"], [b"a", b"\nb\r\n"], [b"\r", b"\r\n"]])
+def test_a_bare_cr_or_lf_in_chunks_is_noticed(chunks):
+    _, _, reader = read_chunks(chunks)
+    assert reader.problem is Problem.BARE_NEWLINE
+
+
+@pytest.mark.parametrize(("chunks", "body"), [([b"a"], b"a\r\n"), ([b"a\r\nb", b""], b"a\r\nb\r\n"), ([b""], b"")])
+def test_the_last_line_gets_its_end(chunks, body):
+    assert read_chunks(chunks)[0] == body
+
+
+def test_chunks_beyond_the_limit_are_not_passed_on():
+    body, _, reader = read_chunks([b"x" * 60 + b"\r\n", b"y" * 60 + b"\r\n"], max_size=100)
+    assert reader.problem is Problem.TOO_BIG
+    assert len(body) == 62
+
+
+def test_a_line_that_goes_through_chunks_has_its_limit():
+    reader = ChunkReader(10**9)
+    with pytest.raises(LineTooLong):
+        for _ in range(100):
+            reader.feed(b"x" * 1000, end=False)
+
+
+@given(PIECES, st.data())
+def test_it_does_not_matter_how_chunks_were_cut(pieces, data):
+    text = b"".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=10)))
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    whole = read_chunks([text])
+    for other in (read_chunks(parts), read_chunks([text[i : i + 1] for i in range(len(text))] or [b""])):
+        assert other[2].problem == whole[2].problem
+        if whole[2].problem is None:
+            assert (other[0], other[1], other[2].size) == (whole[0], whole[1], whole[2].size)

@@ -3,29 +3,41 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillarbox.smtp.server_protocol import Body, EndOfBody, Fault, Line, ServerProtocol
+from pillarbox.smtp.data import Problem
+from pillarbox.smtp.server_protocol import Body, EndOfBody, EndOfChunk, Fault, Line, ServerProtocol
 
 
 def play(chunks, max_size=1000):
-    """Everything that happens; DATA opens a message. Bodies are joined."""
-    core, seen = ServerProtocol(), []
+    """Everything that happens, messages whole. DATA opens one, BDAT adds to one, SKIP refuses a chunk."""
+    core, seen, body = ServerProtocol(), [], b""
     for chunk in chunks:
         core.receive(chunk)
         while (event := core.next_event()) is not None:
             match event:
                 case Line(text):
                     seen.append(text)
-                    if text == b"DATA":
-                        core.begin_body(max_size)
-                        seen.append([b""])
+                    open_body(core, text.split(b" "), max_size)
                 case Body(data, _):
-                    seen[-1][0] += data
+                    body += data
+                case EndOfChunk(data, _, problem):
+                    body += data
+                    seen.append(("chunk", problem))
                 case EndOfBody(data, _, problem, size):
-                    body = seen.pop()[0] + data
-                    seen.append((b"" if problem else body, problem, size))
+                    seen.append((b"" if problem else body + data, problem, size))
+                    body = b""
                 case Fault():
                     seen.append(event)
-    return [event for event in seen if not isinstance(event, list)]  # without a message that did not end
+    return seen
+
+
+def open_body(core, words, max_size):
+    match words:
+        case [b"DATA"]:
+            core.begin_body(max_size)
+        case [b"BDAT", size, *last]:
+            core.begin_chunk(int(size), last=bool(last), max_size=max_size)
+        case [b"SKIP", size]:
+            core.skip_chunk(int(size))
 
 
 def test_pipelined_commands_come_one_by_one():
@@ -36,6 +48,28 @@ def test_the_command_behind_a_message_is_a_command():
     seen = play([b"DATA\r\nSubject: x\r\n\r\n..\r\n.\r\nQUIT\r\n"])
     assert seen[1][0] == b"Subject: x\r\n\r\n.\r\n"
     assert seen[2] == b"QUIT"
+
+
+def test_chunks_are_counted_and_what_follows_is_a_command():
+    seen = play([b"BDAT 6\r\nNOOP\r\nBDAT 3\r\n.\r\nBDAT 0 LAST\r\nQUIT\r\n"])
+    assert seen == [
+        b"BDAT 6", ("chunk", None), b"BDAT 3", ("chunk", None), b"BDAT 0 LAST", (b"NOOP\r\n.\r\n", None, 7), b"QUIT",
+    ]  # fmt: skip
+
+
+def test_a_refused_chunk_is_skipped_whatever_is_in_it():
+    assert play([b"SKIP 12\r\nQUIT\r\n\n\0\r\n.\r", b"NOOP\r\n"]) == [b"SKIP 12", ("chunk", None), b"NOOP"]
+
+
+def test_a_new_message_begins_with_clean_chunks():
+    core = ServerProtocol()
+    core.begin_chunk(1, last=False, max_size=10)
+    core.receive(b"\n")
+    assert core.next_event() == EndOfChunk(b"", 0, Problem.BARE_NEWLINE)
+    core.end_chunks()
+    core.begin_chunk(3, last=True, max_size=10)
+    core.receive(b"a\r\n")
+    assert core.next_event() == EndOfBody(b"a\r\n", 1, None, 2)
 
 
 def test_a_bare_lf_is_never_the_end_of_a_line():
@@ -72,6 +106,11 @@ def test_what_came_before_tls_is_forgotten():
         st.sampled_from(
             [
                 b"DATA\r\n",
+                b"BDAT 2\r\n",
+                b"BDAT 400\r\n",
+                b"BDAT 3 LAST\r\n",
+                b"BDAT 0 LAST\r\n",
+                b"SKIP 3\r\n",
                 b"NOOP\r\n",
                 b".\r\n",
                 b"\r\n.\r\n",

@@ -197,3 +197,17 @@ def test_strings_are_compared_without_regard_to_case():
     matcher = StringMatcher([(["ONE", "two"], 1)])
     assert matcher.mask("one") == matcher.mask("TWO") == 1
     assert matcher.mask("three") == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"),
+    [
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("XN--BCHER-KVA.example", "Bücher.example"),
+        ("*.bücher.example", "mx.xn--bcher-kva.example"),
+    ],
+)
+def test_a_domain_is_the_same_in_unicode_and_in_ascii(entry, key):
+    assert DomainMatcher([([entry], 1)]).mask(key) == 1
+    assert MailaddrMatcher([([f"jürgen@{entry}"], 1)], delimiter="+").mask(f"JÜRGEN@{key}") == 1
+    assert MailaddrMatcher([([f"@{entry}"], 1)], delimiter="+").mask(f"a@{key}") == 1

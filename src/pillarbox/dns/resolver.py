@@ -35,6 +35,7 @@ import dns.rdtypes.IN.AAAA
 
 from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PermFail, PillarboxError, TempFail
+from pillarbox.mail.idn import fold_domain
 from pillarbox.roles.lookup import MxHost
 
 _ROUNDS = (2.0, 5.0)  # seconds for each server, asked in turn: quickly on to the next one, then once more with patience
@@ -89,7 +90,8 @@ class Resolver:
         self._ipv6 = False
 
     async def exchangers(self, domain: str, mx: bool, family: str) -> list[MxHost]:
-        """See `roles.lookup.Lookup.exchangers` (RFC 5321 §5.1, RFC 7505)."""
+        """See `roles.lookup.Lookup.exchangers` (RFC 5321 §5.1, RFC 7505). A domain in Unicode is asked in A-labels."""
+        domain = fold_domain(domain)
         try:
             async with asyncio.timeout(_ANSWER):
                 found = await (self._by_mx(domain, family) if mx else self._by_host(domain, family))

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pillarbox.mail.headers import format_date, format_message_id
+from pillarbox.mail.idn import ascii_address, decode_unitext
 
 _REASON_MAX = 900  # a line of a message has at most 998 characters (RFC 5322 §2.1.1)
-_XTEXT = re.compile(r"\+([0-9A-F]{2})")
+_XTEXT = re.compile(rb"\+([0-9A-F]{2})")
 _LEADING_CODE = ("1", "6")  # our own marks before a reason: they are not shown
 
 
@@ -51,13 +52,17 @@ class StatusReport:
     @property
     def is_utf8(self) -> bool:
         """Does it need SMTPUTF8 and the internationalized forms of RFC 6533?"""
-        texts = [self.to, self.smtpname, *(t for r in self.recipients for t in (r.address, r.reason))]
-        return not all(t.isascii() for t in texts)
+        texts = [t for r in self.recipients for t in (r.address, r.reason, _original(r.original))]
+        return self.has_utf8_header or not all(t.isascii() for t in texts)
 
     @property
-    def needs_utf8_envelope(self) -> bool:
-        """Are there addresses that only SMTPUTF8 can carry?"""
-        return not all(t.isascii() for t in (self.to, self.smtpname, *(r.address for r in self.recipients)))
+    def has_utf8_header(self) -> bool:
+        """Is there something in its header that only SMTPUTF8 can carry? What is in its parts may travel as 8-bit."""
+        return not (self._to.isascii() and self.smtpname.isascii())
+
+    @property
+    def _to(self) -> str:
+        return ascii_address(self.to) or self.to
 
     @property
     def _separator(self) -> str:
@@ -76,10 +81,11 @@ def report_tail(report: StatusReport) -> bytes:
 
 
 def format_status(action: str, esc_class: int, esc_code: int) -> str:
-    """RFC 3463 status. The class is that of the action; `esc_code` 47 means x.4.7."""
+    """RFC 3463 status. The class is that of the action; `esc_code` 47 means x.4.7, and 730 x.7.30."""
     wanted = {"failed": 5, "delayed": 4}.get(action, 2)
     code = esc_code if esc_class in (0, 4, 5) and wanted != 2 else 0
-    return f"{wanted}.{code // 10}.{code % 10}"
+    subject, detail = divmod(code, 100 if code >= 100 else 10)
+    return f"{wanted}.{subject}.{detail}"
 
 
 def format_reason(errorline: str) -> str:
@@ -90,9 +96,10 @@ def format_reason(errorline: str) -> str:
 
 
 def decode_xtext(text: str) -> str:
-    """RFC 3461 §4 xtext; what would decode to control characters stays as it is."""
-    decoded = _XTEXT.sub(lambda found: chr(int(found[1], 16)), text)
-    return decoded if decoded.isprintable() else text
+    """RFC 3461 §4 xtext, of UTF-8 where it is not ASCII; what would decode to control characters stays as it is."""
+    data = _XTEXT.sub(lambda found: bytes([int(found[1], 16)]), text.encode())
+    decoded = data.decode("utf-8", "replace")
+    return decoded if decoded.isprintable() and "\ufffd" not in decoded else text
 
 
 def format_span(seconds: int) -> str:
@@ -107,7 +114,7 @@ def _trace(report: StatusReport) -> list[str]:
     return [
         f"Received: from {report.smtpname} ({report.hostname} [local])",
         f"\tby {report.hostname} (Pillarbox) with ESMTPA id {report.msgid:08x}",
-        f"\tfor <{report.to}>;",
+        f"\tfor <{report._to}>;",
         f"\t{format_date(report.date)}",
     ]
 
@@ -116,7 +123,7 @@ def _header(report: StatusReport) -> list[str]:
     return [
         f"Subject: Delivery status notification: {report.action}",
         f"From: Mailer Daemon <MAILER-DAEMON@{report.smtpname}>",
-        f"To: {report.to}",
+        f"To: {report._to}",
         f"Date: {format_date(report.date)}",
         "MIME-Version: 1.0",
         f'Content-Type: multipart/report; report-type=delivery-status; boundary="{report._separator}"',
@@ -182,6 +189,8 @@ def _delivery_status(report: StatusReport) -> list[str]:
 
 def _original(orcpt: str) -> str:
     kind, mark, address = orcpt.partition(";")
+    if kind.lower() == "utf-8":
+        return f"utf-8; {decode_unitext(decode_xtext(address))}"
     return f"{kind}; {decode_xtext(address)}" if mark else f"rfc822; {decode_xtext(orcpt)}"
 
 

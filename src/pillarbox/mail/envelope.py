@@ -8,6 +8,8 @@ from enum import IntFlag, StrEnum
 
 import msgspec
 
+from pillarbox.mail.idn import fold_domain
+
 
 class Kind(StrEnum):
     """How an envelope leaves: local delivery, relay."""
@@ -85,8 +87,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     @property
     def dest_domain(self) -> str:
-        """The domain of the destination, in lower case."""
-        return self.dest.rpartition("@")[2].lower()
+        """The domain of the destination, in lower case and ASCII."""
+        return fold_domain(self.dest.rpartition("@")[2])
 
 
 class Result(StrEnum):

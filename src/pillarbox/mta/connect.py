@@ -15,9 +15,9 @@ from pillarbox.errors import PermFail, PillarboxError
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Result
 from pillarbox.mta.jobs import Jobs
-from pillarbox.mta.plan import helo_name
+from pillarbox.mta.plan import REQUIRETLS_CODE, REQUIRETLS_FAILED, helo_name
 from pillarbox.mta.route import LIMIT_CHECK, Choice, Fault, Later, Route, Routing
-from pillarbox.mta.state import Connector, RelayState, Session
+from pillarbox.mta.state import Connector, Failure, RelayState, Session
 from pillarbox.roles.delivery import Outgoing, SessionEvent, SessionOrder
 from pillarbox.roles.lookup import Lookup, MxHost
 
@@ -49,7 +49,7 @@ class Connecting:
         relays: Callable[[], Iterable[RelayState]],
         register: Callable[[Session], None],
         broken: Callable[[Session, SessionEvent], None],
-        flush: Callable[[RelayState, Result, str], None],
+        flush: Callable[[RelayState, Failure], None],
     ) -> None:
         self.config = config
         self.dispatchers = dispatchers
@@ -73,7 +73,7 @@ class Connecting:
         if not relay.tasks:
             return
         if relay.failed is not None:
-            self._flush(relay, *relay.failed)
+            self._flush(relay, relay.failed)
             return
         now = self._monotonic()
         if relay.domain.exchangers is None and "MX" not in relay.waits:
@@ -103,7 +103,7 @@ class Connecting:
         except PillarboxError as error:
             self._unresolved(relay, error)
         else:
-            domain.exchangers = tuple(found)
+            self._resolved(relay, found)
         if plan.backup_name and domain.exchangers is not None:
             own = [mx.preference for mx in domain.exchangers if mx.name.lower().rstrip(".") == plan.backup_name]
             if own:
@@ -113,15 +113,24 @@ class Connecting:
         relay.waits.pop("MX", None)
         self.drain(relay)
 
+    def _resolved(self, relay: RelayState, found: list[MxHost]) -> None:
+        # RFC 8689 §4.2.1: whoever can forge MX records must not choose the host that is verified.
+        if relay.plan.require_tls and relay.plan.url is None:
+            found = [mx for mx in found if mx.secure]
+            if not found:
+                relay.failed = _unprotected(f"the exchangers of {relay.domain.name} are not signed (DNSSEC)")
+                return
+        relay.domain.exchangers = tuple(found)
+
     def _unresolved(self, relay: RelayState, error: PillarboxError) -> None:
         if relay.domain.exchangers is not None:  # what was known still serves
             return
         text = str(error)
         if isinstance(error, PermFail):
-            relay.failed = (Result.PERMFAIL, text)
+            relay.failed = Failure(Result.PERMFAIL, text)
         else:
-            relay.failed = (Result.TEMPFAIL, text if text in _RETRY_TEXTS else "Temporary failure in MX lookup")
-        self._log.info(f"smtp-out: Failed to resolve MX for {relay.plan}: {relay.failed[1]}")
+            relay.failed = Failure(Result.TEMPFAIL, text if text in _RETRY_TEXTS else "Temporary failure in MX lookup")
+        self._log.info(f"smtp-out: Failed to resolve MX for {relay.plan}: {relay.failed.text}")
 
     def _query_source(self, relay: RelayState) -> None:
         relay.source_loop += 1
@@ -164,11 +173,11 @@ class Connecting:
             else:
                 delay = 0
         if not relay.connectors:
-            relay.failed = (Result.TEMPFAIL, "Could not retrieve source address")
+            relay.failed = Failure(Result.TEMPFAIL, "Could not retrieve source address")
         elif len(relay.connectors) < relay.source_loop and not relay.ready:
             faults = {connector.fault for connector in relay.connectors.values()}
             reason = next((fault.value for fault in Fault if fault in faults), Fault.ERROR_SOURCE.value)
-            relay.failed = (Result.TEMPFAIL, reason)
+            relay.failed = Failure(Result.TEMPFAIL, reason)
         relay.next_source = self._monotonic() + delay
         self.drain(relay)
 
@@ -300,6 +309,7 @@ class Connecting:
             keepalive=limits.session_keepalive,
             transaction_delay=limits.session_transaction_delay,
             failures_max=limits.max_failures_per_session,
+            require_tls=plan.require_tls,
         )
 
     def closed(self, session: Session, event: SessionEvent) -> None:
@@ -314,8 +324,10 @@ class Connecting:
         if event.blame == "source":
             self._log.info(f"smtp-out: Error on {route}: {event.error}")
             connector.fault = connector.fault or Fault.ERROR_SOURCE
+        elif event.blame == "tls":
+            self._leave_out(relay, session, event.error)
         elif event.blame:
-            relay.failed = (Result.TEMPFAIL, event.error)
+            relay.failed = Failure(Result.TEMPFAIL, event.error)
             if event.blame == "credentials":
                 self._log.warn(f"Failed to retrieve secret for {relay.plan}")
         elif event.network and (route.new or not route.connections):
@@ -330,6 +342,18 @@ class Connecting:
             relay.timer.cancel()
             del relay.waits["connector"]
             relay.next_source = now
+
+    def _leave_out(self, relay: RelayState, session: Session, reason: str) -> None:
+        """A host without the protection that the messages demand: others of the domain may have it.
+
+        The route is not to blame: mail that demands nothing goes on there.
+        """
+        address = session.route.host.address
+        left = tuple(mx for mx in relay.domain.exchangers or () if mx.address != address)
+        self._log.info(f"smtp-out: REQUIRETLS: {session.route.host} cannot be used: {reason}")
+        relay.domain.exchangers = left or None  # with none, they are asked for anew next time
+        if not left:
+            relay.failed = _unprotected(f"{session.route.host}: {reason}")
 
     def _disable(self, route: Route, now: float) -> None:
         seconds = self.routing.disable(route, now)
@@ -356,3 +380,7 @@ class Connecting:
             if connector is not None and connector.fault is Fault.ERROR_ROUTE_NET:
                 connector.fault = None
                 self.connect(relay, connector)
+
+
+def _unprotected(reason: str) -> Failure:
+    return Failure(Result.PERMFAIL, f"{REQUIRETLS_FAILED}: {reason}", REQUIRETLS_CODE)

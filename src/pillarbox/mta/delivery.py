@@ -6,6 +6,8 @@ and reasons are the reference's.
 
 import asyncio
 import hashlib
+import math
+import ssl
 from collections.abc import Callable
 
 from pillarbox.errors import PillarboxError, TempFail
@@ -69,11 +71,15 @@ class Delivery:
         self._link: Link | None = None
         self._credentials = order.credentials
         self._task: Task | None = None
+        self._part: list[int] = []  # which of its envelopes the transaction under way is for
+        self._left: tuple[int, ...] = ()
+        self._domains: set[str] = set()  # of recipients so far
         self._outcomes: list[Outcome] = []
         self._asking = False
         self._gone = False  # the queue was told, while we asked it for a task, that there is no session any more
         self._closing = False
         self._downgrade = False
+        self._unprotected = ""  # why the peer does not do for REQUIRETLS
 
     async def run(self) -> None:
         """Hold the session. What it could not say to the queue is repeated until it is heard."""
@@ -113,6 +119,8 @@ class Delivery:
         except TempFail as error:
             self._log.warn(f"smtp-out: {error}")
             return self._failed("TLS configuration cannot be used", blame="relay")
+        if not greeted and order.require_tls and self._unprotected:
+            return self._failed(self._unprotected, blame="tls")
         if not greeted:
             return self._failed("", network=True)
         return await self._serve()
@@ -142,6 +150,7 @@ class Delivery:
             tls=tls,
             credentials=self._credentials,
             failures_max=order.failures_max,
+            require_tls=order.require_tls,
         )
         self._link = link = Link(client, answered=self._answered, broken=self._broken)
         self._log.info(
@@ -159,6 +168,7 @@ class Delivery:
             elif isinstance(event, Ready):
                 return True
             elif isinstance(event, Failed):
+                self._unprotected = self._unprotected or client.unprotected
                 return False
 
     async def _start_tls(self, link: Link) -> None:
@@ -166,7 +176,10 @@ class Delivery:
         try:
             tls = await link.start_tls(self._contexts.context(order), order.host)
         except (OSError, ValueError) as error:  # TimeoutError and ssl.SSLError are OSErrors
-            link.fail(f"IO Error: {failure_text(error, order.host)}")
+            reason = failure_text(error, order.host)
+            if isinstance(error, ssl.SSLError | ValueError):  # a connection that broke says nothing about the host
+                self._unprotected = reason
+            link.fail(f"IO Error: {reason}")
             return
         version, cipher = tls.version(), tls.cipher()
         name, _, bits = cipher or ("", "", 0)
@@ -203,11 +216,15 @@ class Delivery:
 
     def _closed(self, *, unused: bool = False) -> SessionEvent:
         delivered = self._link.client.delivered if self._link is not None else 0
-        return SessionEvent(session=self._order.session, state="closed", delivered=delivered, unused=unused)
+        return SessionEvent(
+            session=self._order.session, state="closed", delivered=delivered, unused=unused, left=self._left
+        )
 
     def _may_go_on(self, client: Client) -> bool:
         if client.tried >= _TRIED_MAX:
             self._log.info(f"{self._id} mta host-rejects-all-mails")
+            return False
+        if self._left or client.mails >= client.limits.mails:
             return False
         return not (client.spent or self._closing) and client.delivered < self._order.mails_max
 
@@ -234,15 +251,45 @@ class Delivery:
         return task
 
     async def _send(self, link: Link, task: Task) -> None:
-        """One transaction, to its end."""
-        link.begin(_transaction(task))
+        """A task to its end: one transaction, or as many as the peer's limits make of it (RFC 9422)."""
+        rest = list(range(len(task.envelopes)))
+        while rest and not (link.client.failed or link.client.spent):
+            self._part = part = self._allowed(link.client, task, rest)
+            if not part:
+                break
+            rest = [index for index in rest if index not in part]
+            await self._send_part(link, task)
+        self._left = tuple([task.envelopes[index].evpid for index in rest])
+        for evpid in self._left:
+            self.running.pop(evpid, None)
+        self._task = None
+        outcomes, self._outcomes = self._outcomes, []
+        self._reporter.report(outcomes)
+
+    def _allowed(self, client: Client, task: Task, rest: list[int]) -> list[int]:
+        """The recipients that the next transaction may have; none: the session has had its share."""
+        limits = client.limits
+        if client.mails >= limits.mails:
+            return []
+        if limits.rcpt_domains == math.inf:
+            return rest[: int(min(limits.rcpts, len(rest)))]
+        part: list[int] = []
+        for index in rest:
+            domain = task.envelopes[index].dest_domain
+            if domain in self._domains or len(self._domains) < limits.rcpt_domains:
+                self._domains.add(domain)
+                part.append(index)
+            if len(part) >= limits.rcpts:
+                break
+        return part
+
+    async def _send_part(self, link: Link, task: Task) -> None:
+        """One transaction."""
+        link.begin(_transaction(task, self._part))
         event: Event = await link.milestone()
         if isinstance(event, BodyWanted):
             await self._send_body(link, task)
             event = await link.milestone()
-        self._task = None
-        outcomes, self._outcomes = self._outcomes, []
-        self._reporter.report(outcomes)
 
     async def _send_body(self, link: Link, task: Task) -> None:
         """A body too large to come with the task: piece by piece from the queue."""
@@ -267,16 +314,18 @@ class Delivery:
         task, link = self._task, self._link
         if task is None or link is None:
             return
-        envelope = task.envelopes[event.index]
+        index = self._part[event.index]
+        envelope = task.envelopes[index]
         self._log_delivery(envelope, task.sender, event.result, event.text)
         taken = event.result is Result.OK
         self._outcomes.append(
             Outcome(
                 evpid=envelope.evpid,
-                attempt=task.attempts[event.index],
+                attempt=task.attempts[index],
                 result=event.result,
                 errorline="" if taken else event.text,
                 esc_class={Result.OK: 0, Result.PERMFAIL: 5}.get(event.result, 4),
+                esc_code=event.code,
                 relayed_without_dsn=taken and not link.client.offers_dsn,
                 reply=event.text if taken else "",
             )
@@ -344,15 +393,17 @@ class Delivery:
         self._reporter.report(outcomes)
 
 
-def _transaction(task: Task) -> Transaction:
-    first = task.envelopes[0]
+def _transaction(task: Task, part: list[int]) -> Transaction:
+    envelopes = [task.envelopes[index] for index in part]
+    first = envelopes[0]
     return Transaction(
         sender=task.sender,
-        recipients=tuple([Recipient(e.dest, _notify(e.dsn_notify), e.dsn_orcpt) for e in task.envelopes]),
+        recipients=tuple([Recipient(e.dest, _notify(e.dsn_notify), e.dsn_orcpt) for e in envelopes]),
         size=task.size,
         body=task.body if task.body or not task.size else None,
         eight_bit=task.eight_bit,
         smtputf8=task.smtputf8,
+        require_tls=task.require_tls,
         ret=first.dsn_ret,
         envid=first.dsn_envid,
     )

@@ -3,17 +3,24 @@
 from dataclasses import dataclass
 
 from pillarbox.conf.model import Relay, Srs
-from pillarbox.errors import TempFail
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail import srs
 from pillarbox.mail.envelope import Envelope
+from pillarbox.mail.idn import ascii_address
 from pillarbox.mta.policy import TlsPolicy, tls_policy
 from pillarbox.mta.url import RelayUrl, parse_relay_url
+
+REQUIRETLS_FAILED = "550 5.7.30 REQUIRETLS support required"
+REQUIRETLS_CODE = 730
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A relay: envelopes of equal plans share connections. `url` None: the MXs of `domain`."""
+    """A relay: envelopes of equal plans share connections. `url` None: the MXs of `domain`.
+
+    `require_tls`: for messages with REQUIRETLS (RFC 8689).
+    """
 
     generation: int
     action: Relay
@@ -21,12 +28,16 @@ class Plan:
     policy: TlsPolicy
     domain: str
     backup_name: str = ""
+    require_tls: bool = False
 
     @property
-    def key(self) -> tuple[int, str, str, int, str, str, str]:
+    def key(self) -> tuple[int, str, str, int, str, str, str, bool]:
         """What distinguishes one relay from another."""
         port, label = (self.url.port, self.url.label) if self.url else (0, "")
-        return self.generation, self.action.name, self.policy.scheme, port, label, self.domain, self.backup_name
+        return (
+            self.generation, self.action.name, self.policy.scheme, port, label, self.domain, self.backup_name,
+            self.require_tls,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         """As in the log and `show relays`."""
@@ -46,6 +57,7 @@ class Plan:
             ("sourcetable", action.src),
             ("helotable", action.helo_src),
             ("heloname", action.helo),
+            ("requiretls", "yes" if self.require_tls else ""),
         ):
             if value:
                 parts.append(f"{name}={value}")
@@ -64,8 +76,16 @@ def helo_name(action: Relay, source: str, hostname: str) -> str | None:
     return None if action.helo_src and source else action.helo or hostname
 
 
-def plan_relay(action: Relay, generation: int, envelope: Envelope, smarthost: str, log: Log) -> Plan:
-    """The relay of an envelope; `smarthost` "" = by MX. Raises TempFail with the envelope's error line."""
+def plan_relay(
+    action: Relay, generation: int, envelope: Envelope, smarthost: str, log: Log, *, require_tls: bool = False
+) -> Plan:
+    """The relay of an envelope; `smarthost` "" = by MX.
+
+    `require_tls`: the message has REQUIRETLS. RFC 8689 §5: a bounce, which has no sender, is better sent without than
+    lost. Raises TempFail with the envelope's error line, PermFail where the configured way has no TLS for such a
+    message.
+    """
+    require_tls = require_tls and bool(envelope.sender)
     url = parse_relay_url(smarthost) if smarthost else None
     if smarthost and url is None:
         log.warn(f"Failed to parse smarthost {smarthost}")
@@ -73,14 +93,22 @@ def plan_relay(action: Relay, generation: int, envelope: Envelope, smarthost: st
     if url is not None and url.label and not action.auth:
         log.warn(f'No auth table on action "{action.name}" for relay {smarthost}')
         raise TempFail("No auth table for relaying")
-    policy = tls_policy(url, action)
+    policy = tls_policy(url, action, require_tls=require_tls)
+    if policy is None and require_tls:
+        raise PermFail(f"{REQUIRETLS_FAILED}: no TLS for this destination is configured")
     if policy is None:
         log.warn(f'TLS required for action "{action.name}"')
         raise TempFail("TLS required for relaying")
     backup = (action.backup_mx or envelope.smtpname) if action.backup and url is None else ""
     domain = url.host if url is not None else envelope.dest_domain
     return Plan(
-        generation=generation, action=action, url=url, policy=policy, domain=domain.lower(), backup_name=backup.lower()
+        generation=generation,
+        action=action,
+        url=url,
+        policy=policy,
+        domain=domain.lower(),
+        backup_name=backup.lower(),
+        require_tls=require_tls,
     )
 
 
@@ -97,5 +125,6 @@ def sender_for(action: Relay, options: Srs, envelope: Envelope, now: float) -> s
         sender = f"{new_user or user}@{new_domain or domain}"
     forwarded = envelope.rcpt != envelope.dest and "@" in envelope.rcpt
     if action.srs and options.key and forwarded:
-        return srs.encode(sender, envelope.rcpt.rpartition("@")[2], key=options.key, now=now)
+        # The domain becomes part of a local part, and those have no other form.
+        return srs.encode(ascii_address(sender) or sender, envelope.rcpt.rpartition("@")[2], key=options.key, now=now)
     return sender

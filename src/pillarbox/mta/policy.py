@@ -24,16 +24,18 @@ _TLS = {
 }
 
 
-def tls_policy(url: RelayUrl | None, action: Relay) -> TlsPolicy | None:
+def tls_policy(url: RelayUrl | None, action: Relay, *, require_tls: bool = False) -> TlsPolicy | None:
     """How to protect sessions of this action with this smarthost (None: the MXs of a domain).
 
-    None where the action demands TLS and the URL forbids it. A certificate is verified wherever TLS is demanded,
-    by URL or action, unless the action says `no-verify`; opportunistic TLS protects against listeners only.
+    None where the action, or the message (`require_tls`), demands TLS and the URL forbids it. A certificate is
+    verified wherever TLS is demanded, by URL or action, unless the action says `no-verify`; that does not hold for a
+    message that demands it. Opportunistic TLS protects against listeners only.
     """
     scheme = url.scheme if url is not None else "smtp"
-    if action.tls:
+    if action.tls or require_tls:
         if _TLS[scheme] == "none":
             return None
         scheme = "smtp+tls" if scheme == "smtp" else scheme
     tls = _TLS[scheme]
-    return TlsPolicy(scheme=scheme, tls=tls, verify=tls in ("required", "immediate") and action.tls != "no-verify")
+    verify = require_tls or (tls in ("required", "immediate") and action.tls != "no-verify")
+    return TlsPolicy(scheme=scheme, tls=tls, verify=verify)

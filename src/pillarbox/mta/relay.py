@@ -8,23 +8,23 @@ as far as a session (no MX, no route) ends here.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 
 from pillarbox.conf.model import Config
 from pillarbox.conf.model import Relay as Action
-from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Outcome, Result
 from pillarbox.mta.connect import Connecting
 from pillarbox.mta.hoststat import HostStats
 from pillarbox.mta.jobs import Jobs
 from pillarbox.mta.lines import log_delivery
-from pillarbox.mta.plan import Plan, plan_relay, sender_for, smarthost_question
+from pillarbox.mta.plan import REQUIRETLS_CODE, Plan, plan_relay, sender_for, smarthost_question
 from pillarbox.mta.reporter import Reporter
 from pillarbox.mta.route import Fault, bracketed
 from pillarbox.mta.show import host_lines, relay_lines, route_lines
-from pillarbox.mta.state import Pending, RelayState, Session, Timer
+from pillarbox.mta.state import Failure, Pending, RelayState, Session, Timer
 from pillarbox.roles.delivery import Attempt, InFlight, Outgoing, SessionEvent, Task
 from pillarbox.roles.lookup import Lookup
 
@@ -315,9 +315,12 @@ class Relays:
     def _place_at(self, attempt: Attempt, action: Action, generation: int, smarthost: str) -> RelayState | None:
         envelope = attempt.envelope
         try:
-            plan = plan_relay(action, generation, envelope, smarthost, self._log)
+            plan = plan_relay(action, generation, envelope, smarthost, self._log, require_tls=attempt.require_tls)
         except TempFail as error:
             self._refuse(attempt, str(error))
+            return None
+        except PermFail as error:
+            self._report([attempt], Result.PERMFAIL, str(error), REQUIRETLS_CODE)
             return None
         relay = self._relays.get(plan.key) or self._make(plan)
         if attempt.destination not in relay.destinations:
@@ -329,7 +332,9 @@ class Relays:
 
     def _make(self, plan: Plan) -> RelayState:
         self._used = True
-        domain = self._connecting.routing.domain(plan.domain, as_host=plan.url is not None)
+        domain = self._connecting.routing.domain(
+            plan.domain, as_host=plan.url is not None, require_tls=plan.require_tls
+        )
         limits = self._config.mta_domains.get(plan.domain, self._config.mta)
         relay = self._relays[plan.key] = RelayState(plan=plan, domain=domain, limits=limits)
         return relay
@@ -338,11 +343,17 @@ class Relays:
         """COMPAT: what cannot be planned is not logged as a delivery."""
         self._report([attempt], Result.TEMPFAIL, text)
 
-    def _report(self, attempts: list[Attempt], result: Result, text: str) -> None:
-        esc = 5 if result is Result.PERMFAIL else 4
+    def _report(self, attempts: list[Attempt], result: Result, text: str, code: int = 0) -> None:
         self._reporter.report(
             [
-                Outcome(evpid=a.envelope.evpid, attempt=a.attempt, result=result, errorline=text, esc_class=esc)
+                Outcome(
+                    evpid=a.envelope.evpid,
+                    attempt=a.attempt,
+                    result=result,
+                    errorline=text,
+                    esc_class=5 if result is Result.PERMFAIL else 4,
+                    esc_code=code,
+                )
                 for a in attempts
             ]
         )
@@ -436,13 +447,19 @@ class Relays:
     def _register(self, session: Session) -> None:
         self._sessions[session.id] = session
 
-    def _put_back(self, session: Session) -> None:
+    def _put_back(self, session: Session, evpids: Collection[int] = ()) -> None:
+        """Give the task of a session, or these envelopes of it, to another."""
         pending, session.task = session.task, None
         if pending is None:
             return
-        for attempt in pending.attempts:
+        back = [a for a in pending.attempts if not evpids or a.envelope.evpid in evpids]
+        begun = [a for a in pending.attempts if a not in back]
+        if begun:
+            session.task = Pending(pending.sender, begun)
+        for attempt in back:
             self._running.pop(attempt.envelope.evpid, None)
-        session.relay.put_back(pending)
+        if back:
+            session.relay.put_back(Pending(pending.sender, back))
 
     def _ended(self, session: Session, event: SessionEvent) -> None:
         """A session is over: release what it held, judge the route, and see what else can be done."""
@@ -451,9 +468,9 @@ class Relays:
         relay = session.relay
         if session.waiter is not None and not session.waiter.done():
             session.waiter.set_result(None)
-        if event.unused:
-            self._put_back(session)
-        elif session.task is not None:
+        if event.unused or event.left:
+            self._put_back(session, event.left)
+        if session.task is not None:
             pairs = self._still_running([(a.envelope.evpid, a.attempt) for a in session.task.attempts])
             if pairs:
                 self._jobs.start(self._look_for(pairs, session.dispatcher))
@@ -484,15 +501,16 @@ class Relays:
 
     # Relays that fail, fill up, or are done.
 
-    def _flush(self, relay: RelayState, result: Result, text: str) -> None:
+    def _flush(self, relay: RelayState, failure: Failure) -> None:
         """Nothing can be sent this way: end all tasks."""
+        result, text, code = failure
         down = bool(relay.connectors) and all(c.fault is Fault.ERROR_ROUTE_NET for c in relay.connectors.values())
         now = self._now()
         relay.timer.cancel()
         relay.waits.pop("connector", None)
         while relay.tasks:
             pending = relay.next()
-            self._report(pending.attempts, result, text)
+            self._report(pending.attempts, result, text, code)
             for attempt in pending.attempts:
                 envelope = attempt.envelope
                 if down and result is Result.TEMPFAIL:

@@ -121,7 +121,7 @@ class Routing:
     def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
         self.hosts: dict[str, Host] = {}
-        self.domains: dict[tuple[str, bool], Domain] = {}
+        self.domains: dict[tuple[str, bool, bool], Domain] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         self._route_ids = 0
         self._longest_delay = 0
@@ -134,9 +134,9 @@ class Routing:
         """The host of that address."""
         return self.hosts.setdefault(address, Host(address=address))
 
-    def domain(self, name: str, *, as_host: bool) -> Domain:
-        """The domain of that name."""
-        key = (name.lower(), as_host)
+    def domain(self, name: str, *, as_host: bool, require_tls: bool = False) -> Domain:
+        """The domain of that name; for REQUIRETLS one of its own, since fewer hosts serve it."""
+        key = (name.lower(), as_host, require_tls)
         return self.domains.setdefault(key, Domain(name=name, as_host=as_host))
 
     def route(self, source: Source, host: Host) -> Route:

@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pillarbox.conf.model import MtaLimits
 from pillarbox.mail.envelope import Result
@@ -53,6 +54,14 @@ class Connector(Usage):
     timer: Timer = field(default_factory=Timer)
 
 
+class Failure(NamedTuple):
+    """Why nothing can be sent by a relay. `code`: as `Envelope.esc_code`."""
+
+    result: Result
+    text: str
+    code: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Pending:
     """One transaction to come: recipients of one message, with one sender."""
@@ -72,6 +81,7 @@ class Pending:
             body=first.body,
             eight_bit=first.eight_bit,
             smtputf8=first.smtputf8,
+            require_tls=first.require_tls,
         )
 
 
@@ -90,7 +100,7 @@ class RelayState(Usage):
     held: dict[str, None] = field(default_factory=dict)
     destinations: dict[str, None] = field(default_factory=dict)
     waits: dict[str, None] = field(default_factory=dict)
-    failed: tuple[Result, str] | None = None
+    failed: Failure | None = None
     backup_preference: float = math.inf
     next_source: float = -math.inf
     source_loop: int = 0

@@ -40,6 +40,7 @@ class Flight:
             body=body,
             eight_bit=self.facts.eight_bit,
             smtputf8=self.facts.smtputf8,
+            require_tls=self.facts.require_tls,
         )
 
 

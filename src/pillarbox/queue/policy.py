@@ -8,7 +8,7 @@ import msgspec
 
 from pillarbox.conf.model import Config
 from pillarbox.mail.envelope import Envelope, Kind, Notify, Outcome, Result, encode_envelope
-from pillarbox.queue.store import Gone, Later
+from pillarbox.queue.store import Gone, Later, Row, StoredMessage
 from pillarbox.roles.bounce import BounceKind, PendingBounce
 
 BACKOFF = {Kind.MTA: 400, Kind.MDA: 10}
@@ -24,6 +24,12 @@ class Facts(msgspec.Struct, frozen=True):
     size: int = 0
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False
+
+    @classmethod
+    def of(cls, stored: Row | StoredMessage) -> "Facts":
+        """Those of a message in the store, or on its way there."""
+        return cls(stored.size, stored.eight_bit, stored.smtputf8, stored.require_tls)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -103,6 +109,7 @@ def _bounce(
         size=facts.size,
         eight_bit=facts.eight_bit,
         smtputf8=facts.smtputf8,
+        require_tls=facts.require_tls,
     )
 
 

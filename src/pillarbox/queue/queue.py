@@ -203,6 +203,7 @@ class Queue:
             streamed=message.streamed,
             eight_bit=message.eight_bit,
             smtputf8=message.smtputf8,
+            require_tls=message.require_tls,
             answers=answers,
             answers_msgid=answers_msgid,
         )
@@ -296,9 +297,7 @@ class Queue:
     async def _expire(self, rows: list[Row]) -> None:
         """Envelopes whose time is over, found by the scheduler."""
         now = int(self._now())
-        verdicts = [
-            policy.expire(row.envelope, Facts(row.size, row.eight_bit, row.smtputf8), self._config, now) for row in rows
-        ]
+        verdicts = [policy.expire(row.envelope, Facts.of(row), self._config, now) for row in rows]
         done = await asyncio.shield(self._store.settle([verdict.change for verdict in verdicts]))
         for row, verdict, there in zip(rows, verdicts, done, strict=True):
             if there:

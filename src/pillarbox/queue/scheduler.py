@@ -116,7 +116,7 @@ class Scheduler:
 
     def add(self, message: StoredMessage, envelopes: list[Envelope]) -> None:
         """New mail, just committed."""
-        facts = Facts(message.size, message.eight_bit, message.smtputf8)
+        facts = Facts.of(message)
         now = int(self._now())
         for stored, envelope in zip(message.envelopes, envelopes, strict=True):
             if stored.evpid in self._held:
@@ -165,7 +165,7 @@ class Scheduler:
         if row.envelope.evpid in self._held:
             return
         destination = self._destination(row.destination)
-        facts = Facts(row.size, row.eight_bit, row.smtputf8)
+        facts = Facts.of(row)
         flight = Flight(row.envelope, destination, facts, b"")
         flight.start(attempt, int(self._now()))
         self._count(destination.kind, 1)
@@ -435,7 +435,7 @@ class Scheduler:
         evpid = row.envelope.evpid
         if evpid in self._held or destination.skip is None or evpid in destination.skip:
             return
-        flight = Flight(row.envelope, destination, Facts(row.size, row.eight_bit, row.smtputf8), row.body)
+        flight = Flight(row.envelope, destination, Facts.of(row), row.body)
         if row.tried >= self._since and expiry(row.envelope, self.config) <= now:
             flight.attempt = ASIDE
             self._held[evpid] = flight

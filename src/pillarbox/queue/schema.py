@@ -46,6 +46,7 @@ STEPS = (
     );
     CREATE INDEX bounce_message ON bounce (msgid);
     """,
+    "ALTER TABLE message ADD COLUMN require_tls INTEGER NOT NULL DEFAULT 0",
 )
 VERSION = len(STEPS)
 

@@ -41,7 +41,7 @@ _decode_bounce = msgspec.msgpack.Decoder(PendingBounce).decode
 
 _ROW = (
     "SELECT e.evpid, e.destination, e.next_try, e.suspended, e.tried, e.attempt, e.data,"
-    " m.size, m.eight_bit, m.smtputf8, {body}, m.segment, m.at"
+    " m.size, m.eight_bit, m.smtputf8, m.require_tls, {body}, m.segment, m.at"
     " FROM envelope e JOIN message m ON m.msgid = e.evpid >> 32 "
 )
 _ROW_PLAIN = _ROW.format(body="NULL")
@@ -137,13 +137,14 @@ class SqliteStore:
         return self._freeing(self._writer.submit(run, message.size), freed)
 
     def _insert(self, db: sqlite3.Connection, message: StoredMessage, body: bytes | None) -> None:
-        segment = at = None
+        msgid, segment, at = message.msgid, None, None
         if body is not None and len(body) > ROW_BODY:
             segment, at = self._segments.append(body)
             body = None
         db.execute(
-            "INSERT INTO message VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (message.msgid, message.size, message.eight_bit, message.smtputf8, segment, at, body),
+            "INSERT INTO message (msgid, size, eight_bit, smtputf8, require_tls, segment, at, body)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (msgid, message.size, message.eight_bit, message.smtputf8, message.require_tls, segment, at, body),
         )
         for e in message.envelopes:
             db.execute(
@@ -254,7 +255,7 @@ class SqliteStore:
                 continue
             if row.size <= budget:
                 if not row.body and 0 < row.size <= INLINE_BODY:  # not in its row
-                    row = msgspec.structs.replace(row, body=self._outside(row, *fields[11:13]))
+                    row = msgspec.structs.replace(row, body=self._outside(row, *fields[12:14]))
                 budget -= len(row.body)
             elif row.body:
                 row = msgspec.structs.replace(row, body=b"")
@@ -487,7 +488,8 @@ def _row(fields: tuple[Any, ...]) -> Row:
         size=fields[7],
         eight_bit=bool(fields[8]),
         smtputf8=bool(fields[9]),
-        body=fields[10] or b"",
+        require_tls=bool(fields[10]),
+        body=fields[11] or b"",
     )
 
 

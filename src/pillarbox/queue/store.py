@@ -33,6 +33,7 @@ class StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
     streamed: bool = False
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False
     answers: tuple[int, ...] = ()
     answers_msgid: int = 0
 
@@ -72,6 +73,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     eight_bit: bool
     smtputf8: bool
+    require_tls: bool
     body: bytes = b""
 
 

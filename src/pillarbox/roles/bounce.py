@@ -43,6 +43,7 @@ class PendingBounce(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     size: int = 0
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False
 
 
 ReadBody = Callable[[int, int], Awaitable[bytes]]

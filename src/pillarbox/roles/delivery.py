@@ -26,6 +26,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     body: bytes = b""
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False
 
 
 class SessionOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -54,6 +55,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     keepalive: float = 10.0  # seconds to wait for a further task before QUIT
     transaction_delay: float = 0.0
     failures_max: int = 25
+    require_tls: bool = False  # the peer must offer REQUIRETLS (RFC 8689), else nothing is sent to it
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -61,8 +63,9 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `error` of a failed one: the reference's reason; `network`: it counts as an error of the route. `blame`, where it
     was not: "source" (the address cannot be used here), "credentials" or "relay" (nothing can be sent this way: no
-    secret, no usable certificate), "" (ourselves; it may be tried again). `unused`: the last task was not begun when
-    the session ended and is to be given to another.
+    secret, no usable certificate), "tls" (the host does not meet `require_tls`), "" (ourselves; it may be tried
+    again). `unused`: the last task was not begun when the session ended and is to be given to another; `left`: so are
+    these of its envelopes (evpid), for which the peer's limits left no room.
     """
 
     session: int
@@ -72,6 +75,7 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     delivered: int = 0
     blame: str = ""
     unused: bool = False
+    left: tuple[int, ...] = ()
 
 
 class Relays(Protocol):
@@ -162,3 +166,4 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False

@@ -22,7 +22,8 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     body: bytes = b""
     streamed: bool = False  # the body came by `append`
     eight_bit: bool = False
-    smtputf8: bool = False
+    smtputf8: bool = False  # the header needs it
+    require_tls: bool = False  # RFC 8689
 
 
 class QueueRow(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

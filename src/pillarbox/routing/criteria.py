@@ -14,6 +14,7 @@ from pillarbox.conf import model
 from pillarbox.conf.format import format_criterion
 from pillarbox.conf.model import Config, Criterion, Rule
 from pillarbox.errors import TempFail
+from pillarbox.mail.idn import fold_domain
 from pillarbox.roles.explain import CriterionTried, one_line, visible
 from pillarbox.routing.ruleset import NO_NAME, Question, Ruleset, Subject, ask
 from pillarbox.routing.trace import source_of
@@ -151,7 +152,7 @@ class Criteria:
         if criterion.kind == "any":
             return "always"
         if place == "dest":
-            domain = visible(subject.dest.rpartition("@")[2].lower())
+            domain = visible(fold_domain(subject.dest.rpartition("@")[2]))
             return f"{domain} is {no}this host's name or address"
         if subject.internal:
             return "mail of our own, as a forwarded address is"

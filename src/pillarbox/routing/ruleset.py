@@ -16,6 +16,7 @@ import msgspec
 
 from pillarbox.conf.model import Config, Criterion, Rule
 from pillarbox.errors import ConfigError, Problem
+from pillarbox.mail.idn import fold_domain
 from pillarbox.tables.matchers import Matcher, Source, build_matcher
 from pillarbox.tables.services import Service, bracketed, parse_address
 from pillarbox.tables.table import MemoryTable, Table
@@ -369,7 +370,7 @@ def _of_kind(criteria: list[Criterion], kind: str) -> int:
 
 
 def _domain(subject: Subject) -> str:
-    return subject.dest.rpartition("@")[2].lower()
+    return fold_domain(subject.dest.rpartition("@")[2])
 
 
 def _sender(subject: Subject) -> str:

@@ -11,11 +11,11 @@ import msgspec
 
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.roles.queue import Queue
-from pillarbox.server.commands import auth, data, hello, mail, other, rcpt
+from pillarbox.server.commands import auth, bdat, data, hello, mail, other, rcpt
 from pillarbox.smtp import commands, replies
 from pillarbox.smtp.commands import Verb
 from pillarbox.smtp.replies import Reply
-from pillarbox.smtp.server_protocol import Body, EndOfBody, Event, Fault, Line
+from pillarbox.smtp.server_protocol import Body, EndOfBody, EndOfChunk, Event, Fault, Line, Skipped
 from pillarbox.smtp.states import NEXT
 
 if TYPE_CHECKING:
@@ -27,11 +27,15 @@ Work = Coroutine[Any, Any, Reply | None]
 
 
 class Step(msgspec.Struct, frozen=True):
-    """A verb. `check`: refusals that ask nobody; `proceed`: the effect, at once or as a coroutine."""
+    """A verb. `check`: refusals that ask nobody; `proceed`: the effect, at once or as a coroutine.
+
+    `anywhere`: it looks at the state itself, because of what follows it; without an outcome the answer comes later.
+    """
 
     check: "Callable[[Session, str | None], Reply | None]"
-    proceed: "Callable[[Session, str], Reply | Work]"
+    proceed: "Callable[[Session, str], Reply | Work | None]"
     arguments: bool = True
+    anywhere: bool = False
 
 
 STEPS: dict[Verb, Step] = {
@@ -42,10 +46,11 @@ STEPS: dict[Verb, Step] = {
     Verb.MAIL: Step(mail.check, mail.proceed),
     Verb.RCPT: Step(rcpt.check, rcpt.proceed),
     Verb.DATA: Step(data.check, data.proceed, arguments=False),
+    Verb.BDAT: Step(bdat.check, bdat.proceed, anywhere=True),
     Verb.RSET: Step(other.check, other.rset, arguments=False),
     Verb.QUIT: Step(other.check, other.quit_session, arguments=False),
     Verb.NOOP: Step(other.check, other.noop),
-    Verb.HELP: Step(other.check, other.help_text, arguments=False),
+    Verb.HELP: Step(other.check_help, other.help_text),
     Verb.WIZ: Step(other.check, other.wiz, arguments=False),
 }
 
@@ -74,6 +79,11 @@ def _handle(session: "Session", event: Event) -> None:
             work = data.receive(session, event)
             if work is not None:
                 session.start(work)
+        case Skipped():
+            session.note_progress(event.size)
+        case EndOfChunk():
+            session.note_command()
+            _take(session, bdat.end(session, event))
         case EndOfBody():
             session.note_command()
             _take(session, data.end(session, event))
@@ -87,15 +97,15 @@ def refuse_input(session: "Session", reply: Reply) -> None:
     session.send(reply)
 
 
-def _take(session: "Session", outcome: Reply | Work) -> None:
+def _take(session: "Session", outcome: Reply | Work | None) -> None:
     if isinstance(outcome, Reply):
         answer(session, outcome)
-    else:
+    elif outcome is not None:
         session.start(outcome)
 
 
-def _handle_line(session: "Session", raw: bytes) -> Reply | Work:
-    line = raw.decode("latin-1")
+def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
+    line = raw.decode("utf-8", "surrogateescape")
     if session.exchange is not None:
         return auth.respond(session, line)
     session.command = auth.without_secrets(line) if line[:4].upper() == Verb.AUTH else line
@@ -110,7 +120,7 @@ def _handle_line(session: "Session", raw: bytes) -> Reply | Work:
     step = STEPS[verb]
     if args is not None and not step.arguments:
         return replies.NO_ARGUMENTS
-    if verb not in NEXT[session.state]:
+    if verb not in NEXT[session.state] and not step.anywhere:
         return replies.NOT_ALLOWED
     session.verb = verb
     return step.check(session, args) or step.proceed(session, args or "")

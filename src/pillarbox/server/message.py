@@ -28,6 +28,7 @@ class Incoming:
         "eight_bit",
         "failure",
         "streamed",
+        "utf8_header",
     )
 
     def __init__(
@@ -36,6 +37,7 @@ class Incoming:
         """`prefix`: the trace fields. `additions`: the fields to add behind the client's, given its header."""
         self.failure: Reply | None = None
         self.eight_bit = False
+        self.utf8_header = False  # is something in the header that RFC 5322 does not know, and RFC 6532 does?
         self.streamed = 0  # bytes that `take_chunk` gave away
         self._domain, self._masquerade, self._additions = domain, masquerade, additions
         self._header: bytes | None = b""  # what came of it; None: it is done
@@ -106,6 +108,7 @@ class Incoming:
             self.fail(replies.LOOP)
         else:
             added = header.block + self._additions(header)
+            self.utf8_header = not added.isascii()
             self._lines += added.count(b"\n") - block.count(b"\n")
             self._keep(added + rest)
 

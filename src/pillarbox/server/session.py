@@ -58,6 +58,7 @@ class Session(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.command = ""  # the last one, as the log shows it
         self.auth_refused = False  # lines that are no commands may be the password that belonged to it
+        self.chunk_refusal: Reply | None = None  # the answer to a chunk that is being skipped
         self.verb: Verb | None = None  # of the command that is not answered yet
         self.helo = ""
         self.extended = False
@@ -133,6 +134,7 @@ class Session(asyncio.Protocol):
         if self.tx is not None and self.tx.appended:
             self.services.background(dispatch.discard(self.services.queue, self.tx.msgid))
         self.tx = None
+        self.core.end_chunks()
 
     def note_progress(self, size: int) -> None:
         """A piece of a message came: enough of them keep the session alive."""

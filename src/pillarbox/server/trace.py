@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from pillarbox.mail.headers import format_date, format_message_id
+from pillarbox.mail.idn import ascii_address
 
 
 class Dates:
@@ -21,13 +22,17 @@ class Dates:
         return self._text
 
 
-def keyword(*, extended: bool, tls: bool, authenticated: bool) -> str:
-    """The `with` keyword (RFC 3848)."""
-    return f"{'E' if extended else ''}SMTP{'S' if tls else ''}{'A' if authenticated else ''}"
+def keyword(*, extended: bool, tls: bool, authenticated: bool, utf8: bool = False) -> str:
+    """The `with` keyword (RFC 3848; RFC 6531 §4.3 where SMTPUTF8 was asked for)."""
+    return f"{'UTF8' if utf8 else 'E' if extended else ''}SMTP{'S' if tls else ''}{'A' if authenticated else ''}"
 
 
 def received(*, source: str, by: str, protocol: str, msgid: int, notes: str, rcpt: str, date: str) -> bytes:
-    """The Received field (RFC 5321 §4.4). `source`: `from …` or "" where it is masked; `rcpt` "" with several."""
+    """The Received field (RFC 5321 §4.4). `source`: `from …` or "" where it is masked; `rcpt` "" with several.
+
+    One that ASCII cannot hold is left out: a line of ours must not be why a message needs SMTPUTF8 on its way.
+    """
+    rcpt = ascii_address(rcpt) or ""
     addressee = f"\r\n\tfor <{rcpt}>" if rcpt else ""
     text = (
         f"Received: {source}\r\n\tby {by} (Pillarbox) with {protocol} id {msgid:08x}{notes}{addressee};\r\n\t{date}\r\n"

@@ -19,7 +19,7 @@ _head = msgspec.msgpack.Decoder(_Head).decode
 class Transaction:
     """What was agreed so far. `rcpts`: for each accepted RCPT the address and the id of its last envelope."""
 
-    __slots__ = ("appended", "envelopes", "message", "msgid", "parameters", "rcpts", "sender")
+    __slots__ = ("appended", "chunk", "envelopes", "message", "msgid", "parameters", "rcpts", "sender")
 
     def __init__(self, *, msgid: int, sender: str, parameters: MailParameters) -> None:
         self.msgid = msgid
@@ -28,6 +28,7 @@ class Transaction:
         self.envelopes: list[Sealed] = []
         self.rcpts: list[tuple[str, int]] = []
         self.message: Incoming | None = None
+        self.chunk = 0  # bytes of the one that came last
         self.appended = False  # did the queue get some of the body?
 
     def add(self, rcpt: str, envelopes: tuple[Sealed, ...]) -> None:

@@ -16,7 +16,10 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One message. `body` None: it is streamed after `BodyWanted`. `size` in bytes with CRLF, before dot-stuffing."""
+    """One message. `body` None: it is streamed after `BodyWanted`. `size` in bytes with CRLF, before dot-stuffing.
+
+    `smtputf8`: its header needs SMTPUTF8; whether its addresses do is seen from them.
+    """
 
     sender: str
     recipients: tuple[Recipient, ...]
@@ -24,6 +27,7 @@ class Transaction:
     body: bytes | None = None
     eight_bit: bool = False
     smtputf8: bool = False
+    require_tls: bool = False
     ret: str = ""
     envid: str = ""
 
@@ -45,11 +49,15 @@ class BodyWanted:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The recipient `index` of the transaction has its result; `text` is the peer's reply or our reason."""
+    """The recipient `index` of the transaction has its result; `text` is the peer's reply or our reason.
+
+    `code`: as `Envelope.esc_code`, for reasons of ours that have one.
+    """
 
     index: int
     result: Result
     text: str
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)

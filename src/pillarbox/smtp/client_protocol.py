@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from pillarbox.mail.envelope import Result
+from pillarbox.smtp.client_data import DotStuffer
 from pillarbox.smtp.client_events import (
     Answered,
     BodyWanted,
@@ -22,6 +23,7 @@ from pillarbox.smtp.client_events import (
     TlsWanted,
     Transaction,
 )
+from pillarbox.smtp.client_offer import Limits, Offer, Refusal, Wording, word
 
 _LINE_MAX = 2048  # bytes of one reply line, as the reference's buffer
 _TEXT_MAX = 2048  # characters kept of a multi-line reply
@@ -53,8 +55,9 @@ class Step(Enum):
 class Client:
     """One connection's protocol. `tls`: none, opportunistic, required, immediate (see `roles.delivery.SessionOrder`).
 
+    `require_tls`: the peer must offer REQUIRETLS (RFC 8689); `unprotected` is why it does not do.
     `credentials` are used on a TLS connection only. `failures_max` refused recipients in a row end the session
-    (0: never). Counters: `delivered` messages, `tried` transactions since the last success.
+    (0: never). Counters: `delivered` messages, `tried` transactions since the last success, `mails` begun in all.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Client:
         tls: str = "none",
         credentials: tuple[str, str] | None = None,
         failures_max: int = 0,
+        require_tls: bool = False,
     ) -> None:
         self.delivered = 0
         self.tried = 0
+        self.mails = 0
         self.spent = False
         self.failed = False
         self.closed = False
@@ -78,8 +83,10 @@ class Client:
         self._starttls_sent = False
         self._credentials = credentials
         self._failures_max = failures_max
+        self._require_tls = require_tls
+        self.unprotected = ""
         self._failures = 0
-        self._extensions: dict[str, str] = {}
+        self._offer = Offer()
         self._buffer = bytearray()
         self._reply = ""
         self._reply_lines = 0
@@ -87,6 +94,7 @@ class Client:
         self._events: list[Event] = []
         self._expect: deque[Step] = deque((Step.BANNER,))
         self._tx: Transaction | None = None
+        self._wording = Wording(b"", ())
         self._unanswered: list[int] = []  # recipients of the transaction without a result, in order
         self._asked = 0  # recipients whose RCPT was sent
         self._heard = 0  # recipients whose RCPT was answered
@@ -99,7 +107,12 @@ class Client:
     @property
     def offers_dsn(self) -> bool:
         """Does the peer take responsibility for delivery reports (RFC 3461)?"""
-        return "DSN" in self._extensions
+        return "DSN" in self._offer
+
+    @property
+    def limits(self) -> Limits:
+        """What the peer takes."""
+        return self._offer.limits
 
     @property
     def handshaking(self) -> bool:
@@ -140,6 +153,7 @@ class Client:
         """The handshake succeeded: after STARTTLS greet anew, with immediate TLS the banner comes now."""
         self._events = []
         self._tls_active = True
+        self._offer = Offer(tls=True)
         self._starttls_sent = False
         if Step.BANNER not in self._expect:
             self._send(b"EHLO " + self._helo.encode(), Step.EHLO)
@@ -152,15 +166,19 @@ class Client:
         self._unanswered = list(range(len(transaction.recipients)))
         self._asked = self._heard = 0
         self._accepted.clear()
-        refusal = self._refusal(transaction)
-        if refusal:
-            self._answer_all(Result.PERMFAIL, refusal)
+        wording = word(self._offer, transaction)
+        if isinstance(wording, Refusal):
+            self._answer_all(Result.PERMFAIL, wording.text, wording.code)
             self._finish()
             return self._events
+        self._wording = wording
+        for index, refusal in wording.refused:
+            self._answer(index, Result.PERMFAIL, refusal.text, refusal.code)
         self.tried += 1
-        self._send(b"MAIL FROM:<" + transaction.sender.encode() + b">" + self._mail_parameters(transaction), Step.MAIL)
-        if "PIPELINING" in self._extensions:
-            while self._asked < len(transaction.recipients):
+        self.mails += 1
+        self._send(wording.mail, Step.MAIL)
+        if "PIPELINING" in self._offer:
+            while self._asked < len(wording.rcpts):
                 self._send_rcpt()
             self._send(b"DATA", Step.DATA)
         return self._events
@@ -222,8 +240,7 @@ class Client:
             return False
         step = self._expect[0]
         if step in (Step.EHLO, Step.LHLO) and self._reply_lines:
-            name, _, value = line[4:].partition(" ")
-            self._extensions[name.upper()] = value
+            self._offer.note(line[4:])
         self._reply_lines += 1
         if self._reply_lines > _LINES_MAX:
             self._fail("Input too long")
@@ -265,17 +282,17 @@ class Client:
             if self._credentials is not None or self._tls in ("required", "immediate"):
                 self._fail(f"EHLO rejected: {reply}")
             else:
-                self._extensions = {}
+                self._offer = Offer()
                 self._send(b"HELO " + self._helo.encode(), Step.HELO)
         elif self._tls == "none":
             self._events.append(Ready())
         elif self._tls_active:
             self._authenticate()
-        elif "STARTTLS" in self._extensions:
+        elif "STARTTLS" in self._offer:
             self._starttls_sent = True
             self._send(b"STARTTLS", Step.STARTTLS)
         elif self._tls == "required":
-            self._fail("TLS required but not supported by remote host")
+            self._refuse_peer("TLS required but not supported by remote host")
         else:
             self._authenticate()
 
@@ -294,23 +311,29 @@ class Client:
     def _on_starttls(self, reply: str) -> None:
         if reply[0] == "2":
             # RFC 3207 §4.2: forget what was learned in clear.
-            self._extensions = {}
+            self._offer = Offer()
             self._events.append(TlsWanted())
         elif self._tls == "required":
-            self._fail(f"STARTTLS rejected: {reply}")
+            self._refuse_peer(f"STARTTLS rejected: {reply}")
         else:
             self._starttls_sent = False
             self._authenticate()
 
+    def _refuse_peer(self, text: str) -> None:
+        self.unprotected = text
+        self._fail(text)
+
     def _authenticate(self) -> None:
-        if self._credentials is None:
+        if self._require_tls and not self._offer.protects:
+            self._refuse_peer("REQUIRETLS not offered by remote host")
+        elif self._credentials is None:
             self._events.append(Ready())
         elif not self._tls_active:
             self._fail("Refuse to AUTH over insecure channel")
-        elif "AUTH" not in self._extensions:
+        elif "AUTH" not in self._offer:
             self._fail("AUTH not advertised")
         else:
-            mechanisms = self._extensions["AUTH"].upper().split()
+            mechanisms = self._offer.words("AUTH")
             if "PLAIN" in mechanisms:
                 user, password = self._credentials
                 self._send(b"AUTH PLAIN " + _base64(f"\0{user}\0{password}"), Step.AUTH_PLAIN)
@@ -339,41 +362,8 @@ class Client:
 
     # The transaction.
 
-    def _refusal(self, tx: Transaction) -> str:
-        """Why this peer cannot take this message, "" if it can."""
-        # RFC 1870 §4: SIZE without a number, or 0, is no limit.
-        limit = self._extensions.get("SIZE", "").strip()
-        if limit.isascii() and limit.isdigit() and 0 < int(limit) < tx.size:
-            return "message too large for peer"
-        if tx.smtputf8 and "SMTPUTF8" not in self._extensions:
-            return "553 5.6.7 SMTPUTF8 needed, but not offered by peer"  # RFC 6531 §3.5
-        texts = (tx.sender, tx.envid, *(r.address + r.orcpt for r in tx.recipients))
-        if any("\r" in text or "\n" in text for text in texts):
-            return "553 5.1.7 line break in address"
-        return ""
-
-    def _mail_parameters(self, tx: Transaction) -> bytes:
-        parameters = b""
-        if "DSN" in self._extensions:
-            if tx.ret:
-                parameters += b" RET=" + tx.ret.encode()
-            if tx.envid:
-                parameters += b" ENVID=" + tx.envid.encode()
-        if tx.eight_bit and "8BITMIME" in self._extensions:
-            parameters += b" BODY=8BITMIME"
-        if tx.smtputf8:
-            parameters += b" SMTPUTF8"
-        return parameters
-
     def _send_rcpt(self) -> None:
-        assert self._tx is not None
-        recipient = self._tx.recipients[self._asked]
-        line = b"RCPT TO:<" + recipient.address.encode() + b">"
-        if "DSN" in self._extensions:
-            if recipient.notify:
-                line += b" NOTIFY=" + recipient.notify.encode()
-            if recipient.orcpt:
-                line += b" ORCPT=" + recipient.orcpt.encode()
+        _, line = self._wording.rcpts[self._asked]
         self._asked += 1
         self._send(line, Step.RCPT)
 
@@ -385,7 +375,7 @@ class Client:
             self._send_rcpt()
 
     def _on_rcpt(self, reply: str) -> None:
-        index = self._heard
+        index, _ = self._wording.rcpts[self._heard]
         self._heard += 1
         if not self._unanswered:  # MAIL was refused: the rest of the pipeline only echoes that
             return
@@ -402,11 +392,10 @@ class Client:
 
     def _after_rcpt(self) -> None:
         """Without pipelining: what comes after one RCPT was answered."""
-        assert self._tx is not None
         if self.spent:
             self._answer_all(Result.TEMPFAIL, "Too many consecutive errors, closing connection")
             self._finish()
-        elif self._asked < len(self._tx.recipients):
+        elif self._asked < len(self._wording.rcpts):
             self._send_rcpt()
         elif self._accepted:
             self._send(b"DATA", Step.DATA)
@@ -465,12 +454,12 @@ class Client:
         if not self._expect:
             self._send(b"RSET", Step.RSET)
 
-    def _answer(self, index: int, result: Result, text: str) -> None:
+    def _answer(self, index: int, result: Result, text: str, code: int = 0) -> None:
         self._unanswered.remove(index)
-        self._events.append(Answered(index, result, text))
+        self._events.append(Answered(index, result, text, code))
 
-    def _answer_all(self, result: Result, text: str) -> None:
-        self._events += [Answered(index, result, text) for index in self._unanswered]
+    def _answer_all(self, result: Result, text: str, code: int = 0) -> None:
+        self._events += [Answered(index, result, text, code) for index in self._unanswered]
         self._unanswered = []
         self._accepted.clear()
 
@@ -512,29 +501,6 @@ _ON_REPLY: dict[Step, Callable[[Client, str], None]] = {
     Step.RSET: Client._on_rset,
     Step.QUIT: Client._on_quit,
 }
-
-
-class DotStuffer:
-    """Dot-stuffing of a body that comes in pieces (RFC 5321 §4.5.2), without looking at it line by line."""
-
-    def __init__(self) -> None:
-        self._tail = b"\r\n"  # the last two bytes so far; a body begins at the start of a line
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The chunk as it goes on the wire."""
-        if not chunk:
-            return b""
-        stuffed = chunk.replace(b"\r\n.", b"\r\n..") if b"\r\n." in chunk else chunk
-        if self._tail == b"\r\n" and chunk[0] == 46:
-            stuffed = b"." + stuffed
-        elif self._tail[1:] == b"\r" and chunk.startswith(b"\n."):
-            stuffed = b"\n.." + stuffed[2:]
-        self._tail = (self._tail + chunk[-2:])[-2:]
-        return stuffed
-
-    def end(self) -> bytes:
-        """The end of data, on a line of its own."""
-        return b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n"
 
 
 def _reply_error(line: str) -> str:

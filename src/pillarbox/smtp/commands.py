@@ -1,4 +1,4 @@
-"""The syntax of command lines: verbs, paths and parameters (RFC 5321 §4.1, RFC 3461, RFC 1870, RFC 6152).
+"""The syntax of command lines: verbs, paths and parameters (RFC 5321 §4.1, 1870, 3030, 3461, 6152, 6531, 8689).
 
 Text in, values out; whether a command is legal now is `states`, what it does is `server/commands`. COMPAT: what is
 a valid path follows the reference where it is laxer (`<a>` and `<a@>` get the listener's name, source routes are
@@ -12,6 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 import msgspec
 
+from pillarbox.mail import idn
 from pillarbox.mail.envelope import Notify
 
 LOCAL_PART_MAX = 255
@@ -20,9 +21,20 @@ _ORCPT_MAX = 499
 _SPACE = " \t\n\v\f\r"
 
 _LOCAL_PART = re.compile(r"[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+(?:\.[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+)*")
+# RFC 6531 §3.3 lets in all that is not ASCII: we leave out what nobody sees (controls, spaces, directions), and what
+# is no character. The joiners U+200C and U+200D are letters' business in several scripts.
+_UNICODE = (
+    r"\xa1-\u167f\u1681-\u1fff\u200c\u200d\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\ue000-\ufefe"
+    r"\uff00-\uffef\U00010000-\U0010fffd"
+)
+_ATOM_UTF8 = rf"[A-Za-z0-9!#$%&'*/?^`{{|}}~+=_{_UNICODE}-]+"
+_LOCAL_PART_UTF8 = re.compile(rf"{_ATOM_UTF8}(?:\.{_ATOM_UTF8})*")
+_VISIBLE = re.compile(rf"[!-~{_UNICODE}]*")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _PRINTABLE = re.compile(r"[!-~]*")
+_CHUNK = re.compile(r"([0-9]{1,20})(?: +(LAST))? *", re.IGNORECASE)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")  # RFC 3461 §4
+_XTEXT_UTF8 = re.compile(rf"(?:[!-*,-<>-~{_UNICODE}]|\+[0-9A-F]{{2}})*")  # RFC 6533 §3, and its unitext form
 
 
 class Verb(StrEnum):
@@ -35,6 +47,7 @@ class Verb(StrEnum):
     MAIL = "MAIL FROM"
     RCPT = "RCPT TO"
     DATA = "DATA"
+    BDAT = "BDAT"
     RSET = "RSET"
     QUIT = "QUIT"
     NOOP = "NOOP"
@@ -69,12 +82,24 @@ class BadSize(ValueError):
     """A SIZE that is not a number (RFC 1870 §3)."""
 
 
+class Chunk(msgspec.Struct, frozen=True):
+    """What BDAT announces: so many bytes follow, and the message ends with them if it is the last."""
+
+    size: int
+    last: bool = False
+
+
 class MailParameters(msgspec.Struct, frozen=True):
-    """What may follow the sender. `size` in bytes, 0 = not given."""
+    """What may follow the sender. `size` in bytes, 0 = not given. `smtputf8`: the addresses may be in UTF-8.
+
+    `require_tls`: it goes on over verified TLS only (RFC 8689).
+    """
 
     size: int = 0
     ret: str = ""  # "", "FULL", "HDRS"
     envid: str = ""
+    smtputf8: bool = False
+    require_tls: bool = False
 
 
 class RcptParameters(msgspec.Struct, frozen=True):
@@ -99,10 +124,18 @@ def parse_line(line: str) -> tuple[Verb | None, str | None]:
     return _VERBS.get(word.upper()), rest.lstrip(_SPACE) if space else None
 
 
-def valid_domain(name: str) -> bool:
-    """Is it a host name or an address literal (RFC 5321 §4.1.2, §4.1.3)? Underscores pass, a final dot does not."""
+def valid_domain(name: str, *, utf8: bool = False) -> bool:
+    """Is it a host name or an address literal (RFC 5321 §4.1.2, §4.1.3)? Underscores pass, a final dot does not.
+
+    `utf8`: labels may be in Unicode (RFC 6531 §3.3).
+    """
     if name.startswith("["):
         return _valid_literal(name)
+    if utf8 and not name.isascii():
+        try:
+            name = idn.to_ascii(name) if _VISIBLE.fullmatch(name) else ""
+        except ValueError:
+            return False
     return len(name) <= 253 and _HOST_NAME.fullmatch(name) is not None
 
 
@@ -122,8 +155,11 @@ def _valid_literal(name: str) -> bool:
 
 
 @functools.lru_cache(maxsize=256)  # looked at before filters and again after them, and often the same
-def parse_path(args: str, *, default_domain: str, null: bool = False) -> tuple[str, str]:
-    """`<path> parameters` → (address, the rest). `null`: an empty path is allowed and gives "". Raises `BadSyntax`."""
+def parse_path(args: str, *, default_domain: str, null: bool = False, utf8: bool = False) -> tuple[str, str]:
+    """`<path> parameters` → (address, the rest). `null`: an empty path is allowed and gives "". Raises `BadSyntax`.
+
+    `utf8`: SMTPUTF8 was asked for (RFC 6531 §3.3); the limits are in bytes then, too.
+    """
     if not args.startswith("<"):
         raise BadSyntax(args)
     path, end, rest = args[1:].partition(">")
@@ -133,22 +169,34 @@ def parse_path(args: str, *, default_domain: str, null: bool = False) -> tuple[s
     user = user[user.find(":") + 1 :]  # a source route is ignored: RFC 5321 §4.1.1.3
     if null and not user and not domain:
         return "", rest
-    if len(user) > LOCAL_PART_MAX or _LOCAL_PART.fullmatch(user) is None:
+    pattern = _LOCAL_PART_UTF8 if utf8 else _LOCAL_PART
+    if pattern.fullmatch(user) is None or len(user.encode() if utf8 else user) > LOCAL_PART_MAX:
         raise BadSyntax(args)
     domain = domain or default_domain
-    if not valid_domain(domain):
+    if not valid_domain(domain, utf8=utf8):
         raise BadSyntax(args)
     return f"{user}@{domain}", rest
 
 
-def parse_mail_parameters(text: str, *, dsn: bool) -> MailParameters:
-    """The parameters of MAIL; `dsn`: is it offered? Raises `UnknownOption`, `OptionTooLong`, `BadSize`, `BadSyntax`."""
+def asks_for_utf8(args: str) -> bool:
+    """Does the argument of MAIL need SMTPUTF8, and ask for it?"""
+    return not args.isascii() and "SMTPUTF8" in args.rpartition(">")[2].upper().split(" ")
+
+
+def parse_mail_parameters(text: str, *, dsn: bool, tls: bool = False) -> MailParameters:
+    """The parameters of MAIL; `dsn`: is it offered? `tls`: is REQUIRETLS?
+
+    Raises `UnknownOption`, `OptionTooLong`, `BadSize`, `BadSyntax`.
+    """
     if not text:
         return NO_MAIL_PARAMETERS
     size, ret, envid = 0, "", ""
+    flags: set[str] = set()
     for option in text.split(" "):
         key, equals, value = option.partition("=")
         match key.upper() if equals else "":
+            case "":
+                flags.add(_parse_flag(option, tls=tls))
             case "SIZE":
                 size = _parse_size(value)
             case "BODY" if value.upper() in ("7BIT", "8BITMIME"):
@@ -158,15 +206,25 @@ def parse_mail_parameters(text: str, *, dsn: bool) -> MailParameters:
             case "RET" if dsn:
                 ret = value.upper() if value.upper() in ("FULL", "HDRS") else ret
             case "ENVID" if dsn:
-                if len(value) > _ENVID_MAX:
-                    raise OptionTooLong(value)
-                if _PRINTABLE.fullmatch(value) is None:
-                    raise BadSyntax(value)
-                envid = value
+                envid = _parse_envid(value)
             case _:
-                if option:
-                    raise UnknownOption(option)
-    return MailParameters(size, ret, envid)
+                raise UnknownOption(option)
+    return MailParameters(size, ret, envid, smtputf8="SMTPUTF8" in flags, require_tls="REQUIRETLS" in flags)
+
+
+def _parse_flag(option: str, *, tls: bool) -> str:
+    name = option.upper()
+    if name in ("", "SMTPUTF8") or (tls and name == "REQUIRETLS"):
+        return name
+    raise UnknownOption(option)
+
+
+def _parse_envid(value: str) -> str:
+    if len(value) > _ENVID_MAX:
+        raise OptionTooLong(value)
+    if _PRINTABLE.fullmatch(value) is None:
+        raise BadSyntax(value)
+    return value
 
 
 def _parse_size(value: str) -> int:
@@ -175,8 +233,16 @@ def _parse_size(value: str) -> int:
     return int(value)
 
 
-def parse_rcpt_parameters(text: str, *, dsn: bool) -> RcptParameters:
-    """The parameters of RCPT. Raises `UnknownOption`, `BadNotify`, `BadOrcpt`."""
+def parse_chunk(args: str) -> Chunk:
+    """`size [LAST]` (RFC 3030 §2). Raises `BadSyntax`: where the next command begins is unknown then."""
+    found = _CHUNK.fullmatch(args)
+    if found is None:
+        raise BadSyntax(args)
+    return Chunk(int(found[1]), last=found[2] is not None)
+
+
+def parse_rcpt_parameters(text: str, *, dsn: bool, utf8: bool = False) -> RcptParameters:
+    """The parameters of RCPT; `utf8` as in `parse_path`. Raises `UnknownOption`, `BadNotify`, `BadOrcpt`."""
     if not text:
         return NO_RCPT_PARAMETERS
     notify, orcpt = Notify.NONE, ""
@@ -186,7 +252,7 @@ def parse_rcpt_parameters(text: str, *, dsn: bool) -> RcptParameters:
             case "NOTIFY" if dsn:
                 notify |= _parse_notify(value)
             case "ORCPT" if dsn:
-                orcpt = _parse_orcpt(value)
+                orcpt = _parse_orcpt(value, utf8=utf8)
             case _:
                 if option:
                     raise UnknownOption(option)
@@ -203,8 +269,9 @@ def _parse_notify(value: str) -> Notify:
     return notify
 
 
-def _parse_orcpt(value: str) -> str:
+def _parse_orcpt(value: str, *, utf8: bool) -> str:
     kind, semicolon, address = value.partition(";")
-    if not (kind and semicolon and _XTEXT.fullmatch(address)) or len(value) > _ORCPT_MAX:
+    pattern = _XTEXT_UTF8 if utf8 and kind.lower() == "utf-8" else _XTEXT
+    if not (kind and semicolon and pattern.fullmatch(address)) or len(value) > _ORCPT_MAX:
         raise BadOrcpt(value)
     return value

@@ -1,8 +1,8 @@
-"""Message data as it comes behind DATA: where it ends, what its lines really were, and whether it is acceptable.
+"""Message data as it comes behind DATA and BDAT: what its lines really were, and whether it is acceptable.
 
-RFC 5321 §4.1.1.4: the end is `CRLF . CRLF` and nothing else. The input is scanned with `bytes.find` and `bytes.count`;
-it does not matter how it was cut into pieces. What comes out has its dots unstuffed (§4.5.2) and goes to
-`server/message`; nothing of it is kept here but the few bytes that may belong to the end.
+RFC 5321 §4.1.1.4: behind DATA the end is `CRLF . CRLF` and nothing else; behind BDAT it is counted. The input is
+scanned with `bytes.find`; it does not matter how it was cut into pieces. What comes out has its dots unstuffed
+(§4.5.2) and goes to `server/message`; nothing of it is kept here but the few bytes that may belong to the end.
 """
 
 from enum import Enum, auto
@@ -32,48 +32,26 @@ class Piece(msgspec.Struct, frozen=True):
     rest: bytes | None = None
 
 
-class DataReader:
-    """The reader of one message. `problem` is set as soon as it is known; nothing is passed on from then.
+class _Reader:
+    """What the two ways of sending a message have in common: the policy on line ends, and the size.
 
-    `size` counts what came in as the limit does: every line with its dots and one byte for its end.
+    `problem` is set as soon as it is known; nothing is passed on from then. `size` counts what came in as the limit
+    does: every line as it is sent, with one byte for its end.
     """
 
-    __slots__ = ("_carry", "_line", "_max", "_skip", "problem", "size")
+    __slots__ = ("_carry", "_line", "_max", "problem", "size")
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, carry: bytes) -> None:
         self.problem: Problem | None = None
         self.size = 0
         self._max = max_size
-        self._carry = b"\r\n"  # the end of the DATA line counts: a message may be a single dot
-        self._skip = 2
+        self._carry = carry
         self._line = 0  # length of the line that is not complete yet
 
-    def feed(self, data: bytes) -> Piece:
-        """Take what came; raises `LineTooLong`."""
-        block = self._carry + data
-        end = block.find(_END)
-        if end >= 0:
-            body, rest = block[: end + 2], block[end + 5 :]
-            self._carry = b""
-        else:
-            cut = len(block) - _held_back(block)
-            body, self._carry, rest = block[:cut], block[cut:], None
-        if len(body) <= self._skip:
-            if end < 0:  # nothing certain yet: the virtual line end stays in front
-                self._carry = body + self._carry
-            return Piece(b"", rest=rest)
-        lines = self._check(body) - (1 if self._skip else 0)
-        self.size += len(body) - self._skip - lines
+    def _grow(self, size: int) -> None:
+        self.size += size
         if self.problem is None and self.size > self._max:
             self.problem = Problem.TOO_BIG
-        if self.problem is not None:
-            self._skip = 0
-            return Piece(b"", rest=rest)
-        body = body.replace(b"\r\n.", b"\r\n")
-        if self._skip:
-            body = body[2:]
-            self._skip = 0
-        return Piece(body, lines, rest)
 
     def _check(self, body: bytes) -> int:
         """Look at the line ends; returns how many there are."""
@@ -92,6 +70,66 @@ class DataReader:
             at = end + 1
         last = body.rfind(b"\n")
         self._line = len(body) - (last + 1 if last >= 0 else at)
+
+
+class DataReader(_Reader):
+    """The reader of one message behind DATA."""
+
+    __slots__ = ("_skip",)
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(max_size, b"\r\n")  # the end of the DATA line counts: a message may be a single dot
+        self._skip = 2
+
+    def feed(self, data: bytes) -> Piece:
+        """Take what came; raises `LineTooLong`."""
+        block = self._carry + data
+        end = block.find(_END)
+        if end >= 0:
+            body, rest = block[: end + 2], block[end + 5 :]
+            self._carry = b""
+        else:
+            cut = len(block) - _held_back(block)
+            body, self._carry, rest = block[:cut], block[cut:], None
+        if len(body) <= self._skip:
+            if end < 0:  # nothing certain yet: the virtual line end stays in front
+                self._carry = body + self._carry
+            return Piece(b"", rest=rest)
+        lines = self._check(body) - (1 if self._skip else 0)
+        self._grow(len(body) - self._skip - lines)
+        if self.problem is not None:
+            self._skip = 0
+            return Piece(b"", rest=rest)
+        body = body.replace(b"\r\n.", b"\r\n")
+        if self._skip:
+            body = body[2:]
+            self._skip = 0
+        return Piece(body, lines, rest)
+
+
+class ChunkReader(_Reader):
+    """The reader of one message that comes in chunks (BDAT, RFC 3030). Dots are nothing special in it.
+
+    The pieces of a chunk may be cut anywhere, and so may the chunks: a CR waits for what follows it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(max_size, b"")
+
+    def feed(self, data: bytes, *, end: bool) -> Piece:
+        """Take some of a chunk; `end`: the message ends with it, if need be with a line end. Raises `LineTooLong`."""
+        block = self._carry + data if self._carry else data
+        self._carry = b""
+        if end:
+            if block[-1:] != b"\n" and (block or self._line):
+                block += b"\r\n"
+        elif block.endswith(b"\r"):
+            block, self._carry = block[:-1], b"\r"
+        lines = self._check(block)
+        self._grow(len(block) - lines)
+        return Piece(b"") if self.problem is not None else Piece(block, lines)
 
 
 def _held_back(block: bytes) -> int:

@@ -14,13 +14,14 @@ class Reply:
 
     __slots__ = ("closes", "code", "lines", "wire")
 
-    def __init__(self, code: int, *lines: str, closes: bool = False) -> None:
+    def __init__(self, code: int, *lines: str, closes: bool = False, utf8: bool = False) -> None:
+        """`utf8`: the client asked for SMTPUTF8, so that it may be answered in it (RFC 6531 §3.7.4.2)."""
         self.code = code
-        self.lines = lines = tuple(map(_visible, lines))
+        self.lines = lines = tuple([_visible(line, utf8=utf8) for line in lines])
         self.closes = closes
         last = len(lines) - 1
         text = "".join(f"{code}{' ' if i == last else '-'}{line}\r\n" for i, line in enumerate(lines))
-        self.wire = text.encode("ascii")
+        self.wire = text.encode()
 
     @property
     def positive(self) -> bool:
@@ -42,10 +43,10 @@ class Reply:
         return f"Reply({self.wire!r})"
 
 
-def _visible(line: str) -> str:
-    if line.isascii() and line.isprintable():
+def _visible(line: str, *, utf8: bool) -> str:
+    if line.isprintable() and (utf8 or line.isascii()):
         return line
-    return "".join(c if " " <= c <= "~" else "?" for c in line)
+    return "".join(c if " " <= c <= "~" or (utf8 and c.isprintable()) else "?" for c in line)
 
 
 # RFC 3463 class.subject.detail with the reference's words for it.
@@ -95,6 +96,7 @@ SENDER_REJECTED = Reply(530, "Sender rejected")
 TOO_MANY_MAILS = Reply(452, "4.5.3 Too many recipients: Too many messages sent")
 TOO_MANY_RECIPIENTS = Reply(451, "4.5.3 Too many recipients: Too many recipients")
 NO_RECIPIENT = Reply(503, f"{_INVALID_ARGUMENTS}: No recipient specified")
+BAD_CHUNK = Reply(501, f"{_INVALID_ARGUMENTS}: BDAT size [LAST]", closes=True)  # what follows cannot be told apart
 BAD_SIZE = Reply(501, f"{_INVALID_ARGUMENTS}: Invalid SIZE")
 DECLARED_TOO_BIG = Reply(552, "5.3.4 Message too big for system")  # RFC 1870 §6.1
 NOTIFY_NEVER = Reply(553, "NOTIFY option NEVER cannot be combined with other options")
@@ -129,9 +131,19 @@ def hello(name: str, peer: str, address: str, extensions: Sequence[str] = ()) ->
     return Reply(250, f"{name} Hello {peer} {address}, pleased to meet you", *extensions)
 
 
+def names(words: Sequence[str]) -> Reply:
+    """The answer to HELP about something of which there are several."""
+    return Reply(214, f"2.0.0 {' '.join(words)}")
+
+
 def accepted(msgid: int) -> Reply:
     """The message is ours."""
     return Reply(250, f"2.0.0 {msgid:08x} Message accepted for delivery")
+
+
+def chunk_received(size: int) -> Reply:
+    """A chunk that is not the last (RFC 3030 §2)."""
+    return Reply(250, f"2.0.0 {size} octets received")
 
 
 def challenge(text: str) -> Reply:
@@ -159,9 +171,9 @@ def unsupported_rcpt_option(option: str) -> Reply:
     return Reply(503, f"Unsupported option {option}")
 
 
-def expansion_refused(code: int, text: str) -> Reply:
+def expansion_refused(code: int, text: str, *, utf8: bool = False) -> Reply:
     """What lookup said about a recipient; a code that is no refusal is none that we could send."""
-    return Reply(code, text) if 400 <= code <= 599 else TEMPORARY_FAILURE
+    return Reply(code, text, utf8=utf8) if 400 <= code <= 599 else TEMPORARY_FAILURE
 
 
 def temporary(error: TempFail) -> Reply:

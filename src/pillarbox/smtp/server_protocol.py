@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from pillarbox.smtp.data import DataReader, LineTooLong, Problem
+from pillarbox.smtp.data import ChunkReader, DataReader, LineTooLong, Problem
 
 COMMAND_MAX = 2047  # bytes without CRLF, as the reference; RFC 5321 §4.5.3.1.4 asks for 512
 LINE_MAX = 65535
@@ -28,13 +28,27 @@ class Body(msgspec.Struct, frozen=True):
     lines: int
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """Bytes that nobody gets: of a chunk that was refused, or of a message that will be."""
+
+    size: int
+
+
+class EndOfChunk(msgspec.Struct, frozen=True):
+    """A chunk is complete that is not the last, or that was refused (then without data)."""
+
+    data: bytes = b""
+    lines: int = 0
+    problem: Problem | None = None
+
+
 class EndOfBody(msgspec.Struct, frozen=True):
     """The message is complete, `data` the last of it; with a problem it is to be refused."""
 
     data: bytes
     lines: int
     problem: Problem | None
-    size: int  # as `DataReader.size`
+    size: int  # as the limit counts it
 
 
 class Fault(Enum):
@@ -45,17 +59,28 @@ class Fault(Enum):
     BARE_NEWLINE = auto()
 
 
-Event = Line | Body | EndOfBody | Fault
+Event = Line | Body | Skipped | EndOfChunk | EndOfBody | Fault
+
+
+class _Chunk:
+    """The chunk that is being read. Without a reader it is skipped."""
+
+    __slots__ = ("last", "left", "reader")
+
+    def __init__(self, left: int, *, last: bool, reader: ChunkReader | None) -> None:
+        self.left, self.last, self.reader = left, last, reader
 
 
 class ServerProtocol:
     """One connection."""
 
-    __slots__ = ("_buffer", "_data", "_dead")
+    __slots__ = ("_buffer", "_chunk", "_chunks", "_data", "_dead")
 
     def __init__(self) -> None:
         self._buffer = b""
         self._data: DataReader | None = None
+        self._chunk: _Chunk | None = None
+        self._chunks: ChunkReader | None = None  # of the message that has begun
         self._dead = False
 
     @property
@@ -72,12 +97,28 @@ class ServerProtocol:
         """The client was told to go ahead: what follows is a message (of at most `max_size` bytes)."""
         self._data = DataReader(max_size)
 
+    def begin_chunk(self, size: int, *, last: bool, max_size: int) -> None:
+        """So many bytes that follow are the next, or first, chunk of a message (of at most `max_size` bytes)."""
+        if self._chunks is None:
+            self._chunks = ChunkReader(max_size)
+        self._chunk = _Chunk(size, last=last, reader=self._chunks)
+
+    def skip_chunk(self, size: int) -> None:
+        """So many bytes that follow are a chunk that was refused (RFC 3030 §2: they come all the same)."""
+        self._chunk = _Chunk(size, last=False, reader=None)
+
+    def end_chunks(self) -> None:
+        """The transaction is over: a chunk that comes belongs to another message."""
+        self._chunks = None
+
     def discard(self) -> None:
         """Forget what is buffered: it came before TLS (RFC 3207 §6)."""
         self._buffer = b""
 
     def next_event(self) -> Event | None:
         """What happened next; None: more bytes are needed."""
+        if self._chunk is not None:
+            return self._next_chunk(self._chunk)
         if not self._buffer:
             return None
         return self._next_line() if self._data is None else self._next_body(self._data)
@@ -103,12 +144,34 @@ class ServerProtocol:
         except LineTooLong:
             return self._fault(Fault.LINE_TOO_LONG)
         if piece.rest is None:
-            return Body(piece.data, piece.lines) if piece.data else None
+            return Body(piece.data, piece.lines) if piece.data else Skipped(len(buffer))
         self._data = None
         self._buffer = piece.rest
+        return EndOfBody(piece.data, piece.lines, reader.problem, reader.size)
+
+    def _next_chunk(self, chunk: _Chunk) -> Event | None:
+        taken = self._buffer[: chunk.left]
+        self._buffer = self._buffer[chunk.left :]
+        chunk.left -= len(taken)
+        complete = not chunk.left
+        if complete:
+            self._chunk = None
+        reader = chunk.reader
+        if reader is None:
+            return EndOfChunk() if complete else Skipped(len(taken)) if taken else None
+        try:
+            piece = reader.feed(taken, end=complete and chunk.last)
+        except LineTooLong:
+            return self._fault(Fault.LINE_TOO_LONG)
+        if not complete:
+            return Body(piece.data, piece.lines) if piece.data else Skipped(len(taken)) if taken else None
+        if not chunk.last:
+            return EndOfChunk(piece.data, piece.lines, reader.problem)
+        self._chunks = None
         return EndOfBody(piece.data, piece.lines, reader.problem, reader.size)
 
     def _fault(self, fault: Fault) -> Fault:
         self._dead = True
         self._buffer = b""
+        self._chunk = self._data = None
         return fault

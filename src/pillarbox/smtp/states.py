@@ -15,6 +15,7 @@ class State(Enum):
     IDENTIFIED = auto()
     TRANSACTION = auto()  # after MAIL
     BODY = auto()  # after DATA, until the message ended
+    CHUNKS = auto()  # between the chunks of a message
 
 
 _ANYWHERE = (Verb.NOOP, Verb.HELP, Verb.WIZ, Verb.QUIT)
@@ -47,6 +48,15 @@ NEXT: dict[State, dict[Verb, State]] = {
         Verb.RSET: State.IDENTIFIED,
         Verb.RCPT: State.TRANSACTION,
         Verb.DATA: State.BODY,
+        Verb.BDAT: State.CHUNKS,
     },
     State.BODY: {},
+    # RFC 3030 §2: DATA and BDAT do not mix, and there are no further recipients.
+    State.CHUNKS: {
+        **_stays(State.CHUNKS),
+        Verb.HELO: State.IDENTIFIED,
+        Verb.EHLO: State.IDENTIFIED,
+        Verb.RSET: State.IDENTIFIED,
+        Verb.BDAT: State.CHUNKS,
+    },
 }

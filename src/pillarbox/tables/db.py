@@ -19,6 +19,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from pillarbox.errors import TempFail
+from pillarbox.mail.idn import address_forms
 from pillarbox.roles.parent import DatabasePart, Stamp
 from pillarbox.tables.berkeley import read_database
 from pillarbox.tables.database import Database, DatabaseError
@@ -279,10 +280,8 @@ def _in_memory(content: bytes, stamp: Stamp) -> _State:
 
 def _stored_keys(key: str) -> list[bytes]:
     """How a key may be stored: in lower case; by the reference's makemap, in lower case as far as it is ASCII."""
-    lowered = key.lower().encode("utf-8", "surrogateescape") + b"\0"
-    if key.isascii():
-        return [lowered]
-    return [lowered, key.encode("utf-8", "surrogateescape").lower() + b"\0"]
+    stored = [form.encode("utf-8", "surrogateescape") + b"\0" for form in address_forms(key)]
+    return stored if key.isascii() else [*stored, key.encode("utf-8", "surrogateescape").lower() + b"\0"]
 
 
 def _text(stored: bytes) -> str:

@@ -4,7 +4,8 @@ A matcher is compiled from (entries, mask) pairs: `mask` is an integer whose set
 those entries. `mask(key)` is the union of the masks of all entries that match. A ruleset of a thousand rules so
 costs one lookup per criterion rather than one per rule, and a single table is a matcher with the mask 1.
 
-All keys are matched without regard to case. Compiling is linear in the entries; matching does not walk them.
+All keys are matched without regard to case, domains in Unicode as what they are in ASCII. Compiling is linear in the
+entries; matching does not walk them.
 """
 
 import re
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import re2
 
+from pillarbox.mail.idn import fold_address, fold_domain
 from pillarbox.tables.patterns import domain_regex, parse_network
 from pillarbox.tables.services import Service, split_address
 
@@ -53,7 +55,7 @@ class DomainMatcher:
         odd: list[Source] = []
         for entries, mask in sources:
             for entry in entries:
-                pattern = entry.lower()
+                pattern = fold_domain(entry)
                 if "*" not in pattern:
                     _add(self._exact, pattern, mask)
                 elif pattern[:2] == "*." and "*" not in pattern[1:] and len(pattern) > 2:
@@ -64,7 +66,7 @@ class DomainMatcher:
 
     def mask(self, key: str) -> int:
         """See `Matcher`."""
-        name = key.lower()
+        name = fold_domain(key)
         found = self._exact.get(name, 0)
         if self._suffix:
             found |= self._suffix.get(name.partition(".")[2], 0)
@@ -88,7 +90,7 @@ class MailaddrMatcher:
         odd: list[Source] = []
         for entries, mask in sources:
             for entry in entries:
-                user, domain = split_address(entry.lower())
+                user, domain = split_address(fold_address(entry))
                 if not user and not domain:
                     self._all |= mask
                 elif not user:
@@ -102,7 +104,7 @@ class MailaddrMatcher:
 
     def mask(self, key: str) -> int:
         """See `Matcher`."""
-        user, domain = split_address(key.lower())
+        user, domain = split_address(fold_address(key))
         found = self._all
         if self._domains is not None:
             found |= self._domains.mask(domain)

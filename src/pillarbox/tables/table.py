@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from pillarbox.conf import model
+from pillarbox.mail.idn import fold_address, fold_domain
 from pillarbox.roles.lookup import User
 from pillarbox.tables.db import DbTable, ReadByParent
 from pillarbox.tables.matchers import Matcher, build_matcher
@@ -62,7 +63,7 @@ class MemoryTable:
         self.entries = entries
         self._delimiter = delimiter
         self._on_bad_regex = on_bad_regex
-        self._values: dict[str, str] | None = None
+        self._values: dict[Callable[[str], str], dict[str, str]] = {}  # by the folding of the keys
         self._addresses: dict[str, str] | None = None
         self._matchers: dict[Service, Matcher] = {}
         self._keys: list[str] | None = None
@@ -81,10 +82,11 @@ class MemoryTable:
         """See `Table`. An address (addrname) is found however it is written."""
         if service is Service.ADDRNAME:
             return self._address_names().get(parse_address(key) or key.lower())
-        values = self._values
+        fold = fold_domain if service is Service.RELAYHOST else fold_address
+        values = self._values.get(fold)
         if values is None:
-            values = self._values = {k.lower(): v for k, v in self.entries}
-        return values.get(key.lower())
+            values = self._values[fold] = {fold(k): v for k, v in self.entries}
+        return values.get(fold(key))
 
     async def fetch(self, service: Service) -> str | None:
         """See `Table`. The order is that of the keys, as the reference's."""

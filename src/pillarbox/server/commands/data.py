@@ -19,7 +19,7 @@ from pillarbox.smtp.states import State
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
-_PROBLEMS = {Problem.TOO_BIG: replies.TOO_BIG, Problem.BARE_NEWLINE: replies.BARE_NEWLINE}
+PROBLEMS = {Problem.TOO_BIG: replies.TOO_BIG, Problem.BARE_NEWLINE: replies.BARE_NEWLINE}
 _SUBMISSION = 587
 
 
@@ -31,17 +31,21 @@ def check(session: "Session", _args: str | None) -> Reply | None:
 
 def proceed(session: "Session", _args: str) -> Reply:
     """From here on it is a message."""
-    tx = session.tx
-    assert tx is not None
+    assert session.tx is not None
+    begin(session, session.tx)
+    session.core.begin_body(session.config.smtp.max_message_size)
+    return replies.START_BODY
+
+
+def begin(session: "Session", tx: Transaction) -> None:
+    """Make room for the message: its trace fields stand before whatever comes."""
     masquerade = tx.sender if session.listener.masquerade and session.authenticated else ""
     tx.message = Incoming(
         _received(session, tx),
         domain=(session.listener.hostname or session.config.hostname).encode("ascii", "replace"),
-        masquerade=masquerade.encode("ascii", "replace"),
+        masquerade=masquerade.encode(),
         additions=lambda header: _additions(session, header),
     )
-    session.core.begin_body(session.config.smtp.max_message_size)
-    return replies.START_BODY
 
 
 def receive(session: "Session", event: Body) -> Coroutine[Any, Any, None] | None:
@@ -49,7 +53,7 @@ def receive(session: "Session", event: Body) -> Coroutine[Any, Any, None] | None
     tx = session.tx
     assert tx is not None and tx.message is not None
     tx.message.add(event.data, event.lines)
-    return _stream(session, tx, tx.message) if tx.message.wants_streaming() else None
+    return stream(session, tx, tx.message) if tx.message.wants_streaming() else None
 
 
 def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Reply | None]:
@@ -61,16 +65,21 @@ def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Rep
         tx.message.add(event.data, event.lines)
         tx.message.finish()
     elif tx.message.failure is None:
-        tx.message.fail(_PROBLEMS[event.problem])
+        tx.message.fail(PROBLEMS[event.problem])
     if tx.message.failure is None:
         return _commit(session, tx, tx.message)
-    if tx.message.failure is replies.LOOP:
+    return refuse(session, tx.message.failure)
+
+
+def refuse(session: "Session", failure: Reply) -> Reply:
+    """The message is not taken, and the transaction over."""
+    if failure is replies.LOOP:
         session.services.log.warn("loop detected")
     session.reset()
-    return tx.message.failure
+    return failure
 
 
-async def _stream(session: "Session", tx: Transaction, message: Incoming) -> None:
+async def stream(session: "Session", tx: Transaction, message: Incoming) -> None:
     """Pass on what is too much to keep. One chunk is under way while the next one is being read."""
     try:
         while message.wants_streaming():
@@ -102,6 +111,8 @@ async def _commit(session: "Session", tx: Transaction, message: Incoming) -> Rep
                 body=b"" if tx.appended else message.take_chunk(),
                 streamed=tx.appended,
                 eight_bit=message.eight_bit,
+                smtputf8=tx.parameters.smtputf8 and message.utf8_header,
+                require_tls=tx.parameters.require_tls,
             )
         )
         tx.appended = False  # it is the queue's now
@@ -137,7 +148,12 @@ def _received(session: "Session", tx: Transaction) -> bytes:
     return trace.received(
         source=source,
         by=session.name,
-        protocol=trace.keyword(extended=session.extended, tls=bool(session.tls), authenticated=session.authenticated),
+        protocol=trace.keyword(
+            extended=session.extended,
+            tls=bool(session.tls),
+            authenticated=session.authenticated,
+            utf8=tx.parameters.smtputf8,
+        ),
         msgid=tx.msgid,
         notes=notes,
         rcpt=tx.rcpts[0][0] if len(tx.rcpts) == 1 else "",

@@ -59,6 +59,10 @@ def extensions(session: "Session") -> list[str]:
         offered.append("STARTTLS")
     if offers_auth(session):
         offered.append("AUTH PLAIN LOGIN")
+    limits = session.config.smtp
+    offered += ["SMTPUTF8", "CHUNKING", f"LIMITS MAILMAX={limits.max_mails} RCPTMAX={limits.max_rcpt}"]
+    if session.tls:
+        offered.append("REQUIRETLS")  # RFC 8689 §2: only where it is kept already
     return [*offered, "HELP"]
 
 

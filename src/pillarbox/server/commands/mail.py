@@ -12,6 +12,7 @@ from pillarbox.smtp.commands import (
     MailParameters,
     OptionTooLong,
     UnknownOption,
+    asks_for_utf8,
     parse_mail_parameters,
     parse_path,
 )
@@ -31,17 +32,21 @@ def check(session: "Session", args: str | None) -> Reply | None:
     if session.mails >= session.config.smtp.max_mails:
         return replies.TOO_MANY_MAILS
     try:
-        parse_path(args or "", default_domain=session.name, null=True)
+        _parse_sender(session, args or "")
     except BadSyntax:
         return replies.BAD_SENDER
     return None
 
 
+def _parse_sender(session: "Session", args: str) -> tuple[str, str]:
+    return parse_path(args, default_domain=session.name, null=True, utf8=asks_for_utf8(args))
+
+
 def proceed(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply | None]:
     """Begin a transaction."""
-    sender, rest = parse_path(args, default_domain=session.name, null=True)
+    sender, rest = _parse_sender(session, args)
     try:
-        parameters = parse_mail_parameters(rest, dsn=not session.listener.no_dsn)
+        parameters = parse_mail_parameters(rest, dsn=not session.listener.no_dsn, tls=bool(session.tls))
     except UnknownOption as error:
         return replies.unsupported_mail_option(str(error))
     except OptionTooLong as error:

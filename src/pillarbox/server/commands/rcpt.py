@@ -26,7 +26,7 @@ def check(session: "Session", args: str | None) -> Reply | None:
     if len(session.tx.rcpts) >= session.config.smtp.max_rcpt or len(session.tx.envelopes) >= ENVELOPES_MAX:
         return replies.TOO_MANY_RECIPIENTS
     try:
-        parse_path(args or "", default_domain=session.name)
+        parse_path(args or "", default_domain=session.name, utf8=session.tx.parameters.smtputf8)
     except BadSyntax:
         return replies.BAD_RECIPIENT
     return None
@@ -36,9 +36,10 @@ async def proceed(session: "Session", args: str) -> Reply:
     """Expand the recipient and keep its envelopes."""
     tx = session.tx
     assert tx is not None
-    rcpt, rest = parse_path(args, default_domain=session.name)
+    utf8 = tx.parameters.smtputf8
+    rcpt, rest = parse_path(args, default_domain=session.name, utf8=utf8)
     try:
-        parameters = parse_rcpt_parameters(rest, dsn=not session.listener.no_dsn)
+        parameters = parse_rcpt_parameters(rest, dsn=not session.listener.no_dsn, utf8=utf8)
     except UnknownOption as error:
         return replies.unsupported_rcpt_option(str(error))
     except BadNotify:
@@ -58,6 +59,6 @@ async def proceed(session: "Session", args: str) -> Reply:
     )
     expansion = await session.services.lookup.expand(request)
     if expansion.code != 250:
-        return replies.expansion_refused(expansion.code, expansion.text)
+        return replies.expansion_refused(expansion.code, expansion.text, utf8=utf8)
     tx.add(rcpt, expansion.envelopes)
     return replies.RECIPIENT_OK
