@@ -301,8 +301,8 @@ def test_whenever_an_append_is_cancelled_no_descriptor_stays(tmp_path: Path, ste
             await asyncio.wait([task])
             await store.discard(msgid)
         end = time.monotonic() + 10
-        while (descriptors(tmp_path) or files(tmp_path)) and time.monotonic() < end:
-            await asyncio.sleep(0.01)  # the threads come to an end
+        while (descriptors(tmp_path) or files(tmp_path)) and time.monotonic() < end:  # noqa: ASYNC110 - threads end
+            await asyncio.sleep(0.01)
         assert (descriptors(tmp_path), files(tmp_path)) == (0, [])
         await store.close()
 

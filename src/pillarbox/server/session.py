@@ -30,7 +30,7 @@ HEAR_OUT_MAX = 256 * 1024  # bytes that a client may still send in that time
 TLS_HANDSHAKE = 60.0
 BUFFER_MAX = 128 * 1024  # bytes read ahead of a command that is being worked on
 PROGRESS = 1024
-_BATCH = 100  # events handled before other sessions get their turn
+_BATCH = 20  # events handled before other sessions get their turn: with 50 busy ones some milliseconds
 _OUTPUT_MAX = 16 * 1024
 _HELD_LOG_MAX = 100
 
