@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.disk import fresh_disk
-from bench.load import Idle, Sink, Source
-from bench.servers import LOCAL, REMOTE, SERVERS, Missing, Pillarbox, Server, settle
+from bench.idle import Idle, raise_descriptors
+from bench.load import Sink, Source
+from bench.servers import LOCAL, PORT, REMOTE, SERVERS, Missing, Pillarbox, Server, settle
 from tests import sandbox
 
 _DEADLINE = 180.0  # seconds a run may take
@@ -137,6 +138,7 @@ def _finish(source: Source, undelivered: Callable[[], bool]) -> None:
 def _measure_memory(name: str, rates: Rates) -> None:
     with ExitStack() as stack:
         disk = stack.enter_context(fresh_disk(1024))
+        raise_descriptors(500)
         server = SERVERS[name](disk.root / name, deliver=False)
         if isinstance(server, Pillarbox):
             server.dispatchers = _MEMORY_DISPATCHERS
@@ -145,8 +147,9 @@ def _measure_memory(name: str, rates: Rates) -> None:
             stack.callback(server.stop)
             settle(2)
             idle = server.memory()
-            connections = Idle(500)
+            connections = Idle(PORT, at_once=1)  # OpenSMTPD's listen backlog is 5
             stack.callback(connections.close)
+            connections.open(500)
             settle(2)
             busy = server.memory()
         except (Missing, RuntimeError, OSError) as failed:
