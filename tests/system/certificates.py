@@ -5,13 +5,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 
-def write_pair(cert: Path, key: Path, name: str, *, of_rsa: bool = False) -> bytes:
+def write_pair(cert: Path, key: Path, name: str) -> bytes:
     """A new self-signed certificate for a name, and its key, in place of what is there; returns the DER."""
-    secret = rsa.generate_private_key(65537, 2048) if of_rsa else ec.generate_private_key(ec.SECP256R1())
+    secret = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     start = datetime.datetime(2020, 1, 1)
     made = (
