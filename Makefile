@@ -4,7 +4,7 @@ HOME_DIR := $(shell tools/setup where)
 BIN := $(HOME_DIR)/venv/bin
 WORKERS ?= 4
 
-.PHONY: run hello test corpus soak style types bench setup peers lock
+.PHONY: run hello test corpus corpus-reference soak style types bench setup peers lock
 
 run: setup  ## a mail server on 127.0.0.1:2525, in the foreground
 	@exec tools/run
@@ -21,6 +21,9 @@ test: setup peers style types  ## everything that must pass
 corpus: setup  ## recorded behaviour: make corpus [DIR=folder] [KIND=dialog] [K=text] [WIRING=one|many]
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner \
 	    $(if $(DIR),--dir "$(DIR)") $(if $(KIND),--kind "$(KIND)") $(if $(K),-k "$(K)") $(if $(WIRING),--wiring "$(WIRING)")
+
+corpus-reference: setup peers  ## the same dialogues against Debian's OpenSMTPD: make corpus-reference [REFERENCE="-k text --write FILE"]
+	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner.reference $(REFERENCE)
 
 soak: setup  ## honest mail beside 200 clients that misbehave, for half an hour: make soak [SOAK="--minutes 5 --wiring one"]
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.soak $(SOAK)
