@@ -300,11 +300,11 @@ def test_whenever_an_append_is_cancelled_no_descriptor_stays(tmp_path: Path, ste
             task.cancel()
             await asyncio.wait([task])
             await store.discard(msgid)
+        await store.close()  # what its threads had begun or not is done now
         end = time.monotonic() + 10
-        while (descriptors(tmp_path) or files(tmp_path)) and time.monotonic() < end:  # noqa: ASYNC110 - threads end
+        while (descriptors(tmp_path) or files(tmp_path)) and time.monotonic() < end:  # noqa: ASYNC110 - callbacks
             await asyncio.sleep(0.01)
         assert (descriptors(tmp_path), files(tmp_path)) == (0, [])
-        await store.close()
 
     run(main)
 
