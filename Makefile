@@ -22,8 +22,9 @@ corpus: setup  ## recorded behaviour: make corpus [DIR=folder] [KIND=dialog] [K=
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner \
 	    $(if $(DIR),--dir "$(DIR)") $(if $(KIND),--kind "$(KIND)") $(if $(K),-k "$(K)") $(if $(WIRING),--wiring "$(WIRING)")
 
-corpus-reference: setup peers  ## the same dialogues against Debian's OpenSMTPD: make corpus-reference [REFERENCE="-k text --write FILE"]
-	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner.reference $(REFERENCE)
+corpus-reference: setup peers  ## the same dialogues against Debian's OpenSMTPD: [DIR=folder] [K=text] [RECORD=file]
+	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner --reference \
+	    $(if $(DIR),--dir "$(DIR)") $(if $(K),-k "$(K)") $(if $(RECORD),--record "$(RECORD)")
 
 soak: setup  ## honest mail beside 200 clients that misbehave, for half an hour: make soak [SOAK="--minutes 5 --wiring one"]
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.soak $(SOAK)

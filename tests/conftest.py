@@ -3,6 +3,7 @@ that need one are skipped with the reason."""
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def homes(machine: None) -> None:
-    """Empty homes and system mailboxes."""
+def homes(machine: None) -> Iterator[None]:
+    """Empty homes and system mailboxes, and empty again for the next: a `.forward` would lead its mail astray."""
+    sandbox.clean_homes()
+    yield
     sandbox.clean_homes()
 
 

@@ -16,6 +16,8 @@ import pytest
 from pillarbox.mail.envelope import Flag, Kind, encode_envelope
 from pillarbox.queue import schema
 from pillarbox.roles.parent import Reloaded
+from pillarbox.routing.tokens import fits_token
+from pillarbox.smtp.sasl import verifier
 from tests.cli.programs import lines, run
 from tests.control.memory import envelope, serving, state_directory
 
@@ -70,8 +72,8 @@ def test_words_may_be_abbreviated_and_stop_may_not() -> None:
 def test_reload_says_what_is_wrong_or_that_it_was_done() -> None:
     with serving() as server:
         assert ctl(server, "reload") == (0, ["command succeeded"], [])
-        server.system.reloaded = Reloaded(notes=("smtpd.conf:3: nobody gets here",))
-        assert ctl(server, "reload") == (0, ["command succeeded"], ["warning: smtpd.conf:3: nobody gets here"])
+        server.system.reloaded = Reloaded(notes=("smtpd.conf:3: warning: nobody gets here",))
+        assert ctl(server, "reload") == (0, ["command succeeded"], ["smtpd.conf:3: warning: nobody gets here"])
         server.system.reloaded = Reloaded(problems=("smtpd.conf:1: no\n    x\n    ^", "smtpd.conf:2: nor that"))
         expected = ["smtpd.conf:1: no", "    x", "    ^", "smtpd.conf:2: nor that"]
         assert ctl(server, "reload") == (1, ["command failed"], expected)
@@ -275,6 +277,21 @@ def test_encrypt_needs_no_server_and_salts_each() -> None:
     assert all(crypt(b"same", hashed) == hashed for hashed in read)
 
 
+def test_encrypt_makes_verifiers_and_hashes_of_tokens() -> None:
+    def encrypt(*args: str, stdin: str = "") -> list[str]:
+        return run(["smtpctl", "encrypt", *args], stdin=stdin.encode()).stdout.decode().split()
+
+    (given,) = encrypt("--scram", "p4ss")
+    assert verifier.parse(given).fits("p4ss") and verifier.parse(given).iterations == verifier.ITERATIONS
+    first, second = encrypt("--scram", stdin="p\u00e4ss\np\u00e4ss\n")
+    assert first != second and verifier.parse(first).fits("p\u00e4ss")
+    (token,) = encrypt("--token", stdin="t0ken\n")
+    assert fits_token("t0ken", token) and [token] == encrypt("--token", "t0ken")
+    for secret in (b"\xff\n", b"\n", b"a\0b\n"):
+        done = run(["smtpctl", "encrypt", "--scram"], stdin=secret)
+        assert done.returncode == 1 and done.stdout == b"" and done.stderr.startswith(b"smtpctl: encrypt: it is ")
+
+
 def test_without_a_server_it_says_so() -> None:
     with state_directory() as state:
         for command in (["show", "status"], ["pause", "mda"], ["discover", "12345678"], ["stop"]):
@@ -294,9 +311,12 @@ def test_without_a_server_the_store_is_shown() -> None:
         for e in (SEEN, envelope(0x1234567900000001, errorline="no")):
             insert = "INSERT INTO envelope (evpid, destination, next_try, data) VALUES (?, 'x', 0, ?)"
             db.execute(insert, (e.evpid, encode_envelope(e)))
-        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL, NULL, ?)", (0x12345678, b"a\r\nb\r\n"))
-        db.execute("INSERT INTO message VALUES (?, 9, 0, 0, NULL, NULL, NULL)", (0x12345679,))
-        db.execute("INSERT INTO message VALUES (?, 6, 0, 0, 1, 2, NULL)", (0x12345671,))
+        insert = (
+            "INSERT INTO message (msgid, size, eight_bit, smtputf8, segment, at, body) VALUES (?, ?, 0, 0, ?, ?, ?)"
+        )
+        db.execute(insert, (0x12345678, 9, None, None, b"a\r\nb\r\n"))
+        db.execute(insert, (0x12345679, 9, None, None, None))
+        db.execute(insert, (0x12345671, 6, 1, 2, None))
         db.close()
         (state / "queue/segments").mkdir()
         (state / "queue/segments/00000001").write_bytes(b"..d\r\ne\r\n..")

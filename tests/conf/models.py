@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from pillarbox.conf.lexer import KEYWORDS
 from pillarbox.conf.model import (
     AUTH_SYSTEM,
+    BEARER,
+    MECHANISMS,
     Config,
     Criterion,
     EventReport,
@@ -37,7 +39,27 @@ LONG_MAX = (1 << 63) - 1
 # A string cannot hold NUL or a newline, nor end with a backslash.
 words = st.one_of(
     st.sampled_from(
-        ["", "a", "x y", "25", "-1", "*", "@", "$x", "#", "a\\b", 'q"', '\\"', "\\ x", "\\\t.", "é", "{", "'"]
+        [
+            "",
+            "a",
+            "x y",
+            "25",
+            "-1",
+            "*",
+            "@",
+            "$x",
+            "#",
+            "a\\b",
+            'q"',
+            '\\"',
+            "\\ x",
+            "\\\t.",
+            "é",
+            "{",
+            "'",
+            "pam",
+            "tokens",
+        ]
     ),
     st.sampled_from(sorted(KEYWORDS)),
     st.text(st.characters(blacklist_characters="\n\0", blacklist_categories=["Cs"]), max_size=12),
@@ -189,7 +211,9 @@ class Maker:
         tls = self.draw(st.sampled_from(TlsMode)) if pki else TlsMode.NONE
         secure = tls is not TlsMode.NONE
         strict = tls in (TlsMode.SMTPS, TlsMode.STARTTLS_REQUIRE)
-        auth = self.draw(st.sampled_from(["", AUTH_SYSTEM, "table"])) if secure else ""
+        auth = self.draw(st.sampled_from(["", AUTH_SYSTEM, "<pam:smtp>", "<pam:mail.x>", "table"])) if secure else ""
+        tokens = self.use(True) if auth and self.draw(flags) else ""
+        mechanisms = tuple(self.draw(st.lists(st.sampled_from(MECHANISMS[:2]), unique=True))) if auth else ()
         senders = self.maybe(True)
         return Listener(
             id=number,
@@ -201,6 +225,8 @@ class Maker:
             pki=tuple(self.draw(st.lists(st.sampled_from(pki), min_size=1, max_size=3))) if secure else (),
             ca=self.draw(st.sampled_from(["", *ca])),
             auth=self.use(None) if auth == "table" else auth,
+            tokens=tokens,
+            mechanisms=(*mechanisms, BEARER[0]) if tokens and mechanisms else mechanisms,
             auth_optional=bool(auth) and self.draw(flags),
             hostnames=self.maybe(True),
             senders=senders,
@@ -299,6 +325,8 @@ smtps = structs(
     max_message_size=st.one_of(counts, st.integers(1, 1 << 20).map(lambda kilo: kilo << 10)),
     max_mails=counts,
     max_rcpt=counts,
+    max_failed_logins=counts,
+    max_failed_logins_per_source=counts,
     sub_addr_delim=st.sampled_from(["+", "-", '"', "'", "#", "$", "a", "1"]),
 )
 mta_limits = structs(MtaLimits, counts, family=st.sampled_from(["", "inet4", "inet6"]))

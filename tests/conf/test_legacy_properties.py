@@ -207,7 +207,7 @@ def assert_says(config: Config, rule: Rule, old: OldRule) -> None:
     action = config.actions[rule.action]
     blank = Local(name="", method="") if isinstance(action, Local) else Relay(name="")
     for name in blank.__struct_fields__:
-        if name not in {"name", "line"} and not (name == "target" and "target" not in old.action):
+        if name not in {"name", "line", "file"} and not (name == "target" and "target" not in old.action):
             assert getattr(action, name) == old.action.get(name, getattr(blank, name)), name
 
 

@@ -52,7 +52,7 @@ def _stage(stages: dict[Wiring, Stage], wiring: Wiring) -> Stage:
 
 
 @pytest.mark.parametrize(("case", "wiring"), _params(JUDGES))
-def test_case(case: Case, wiring: Wiring, stages: dict[Wiring, Stage], machine: None) -> None:
+def test_case(case: Case, wiring: Wiring, stages: dict[Wiring, Stage], homes: None) -> None:
     (verdict,) = judge([case], _stage(stages, wiring))
     assert not verdict.wrong, verdict.wrong
 
@@ -63,7 +63,7 @@ def test_command(
     wiring: Wiring,
     stages: dict[Wiring, Stage],
     sequences: dict[tuple[str, Wiring], dict[str, Verdict]],
-    machine: None,
+    homes: None,
 ) -> None:
     key = (case.kind, wiring)
     if key not in sequences:

@@ -78,6 +78,7 @@ def test_warnings_change_no_verdict(check: Check) -> None:
     [
         ("regex", r"^a\.b$|[0-9]+(?i:x)", r"(?=a)"),
         ("regex", "é*", "a" + "{1000}" * 5),
+        ("regex", "(a{1,9}){9}", "((((a{9}){99}){9}[^b]){99}){9}"),
         ("netaddr", "10/8", "10.0.0.0/33"),
         ("netaddr", "[::1]", "mx.example.org"),
         ("netaddr", "local", "fe80::/200"),

@@ -14,6 +14,7 @@ from pillarbox.daemon.settings import Generation
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.roles.parent import Reloaded
+from pillarbox.routing.expand import MAX_FORWARD_SIZE
 from pillarbox.tables.db import stamp
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reads as another user")
@@ -23,9 +24,10 @@ async def unasked() -> Reloaded:
     raise AssertionError("nobody asks for a reload")
 
 
-def make(as_root: bool = False, config: Config | None = None) -> system.ParentSystem:
+def make(as_root: bool = False, config: Config | None = None, state: str = "") -> system.ParentSystem:
     return system.ParentSystem(
         generations=Generations(Generation(config=config or Config(hostname="x"))),
+        state=state,
         as_root=as_root,
         on_stop=lambda: None,
         on_reload=unasked,
@@ -85,10 +87,40 @@ def test_links_and_directories_and_fifos_are_refused(tmp_path: Path) -> None:
         read(tmp_path, os.geteuid())
 
 
-def test_huge_forward_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".forward").write_bytes(b"x" * 70000)
-    with pytest.raises(PermFail, match="64 KB"):
+def test_of_a_huge_forward_so_much_is_read_that_it_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_bytes(b"x" * 1_000_000)
+    content = read(tmp_path, os.geteuid())
+    assert content is not None
+    assert MAX_FORWARD_SIZE < len(content) < 200_000
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_sticky_home_is_a_temporary_failure(tmp_path: Path, present: bool) -> None:
+    if present:
+        (tmp_path / ".forward").write_text("bob")
+    tmp_path.chmod(0o1755)
+    with pytest.raises(TempFail, match="sticky"):
         read(tmp_path, os.geteuid())
+
+
+@needs_root
+def test_a_sticky_home_is_a_temporary_failure_also_for_root(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1755)
+    with pytest.raises(TempFail, match="sticky"):
+        read(tmp_path, os.geteuid(), as_root=True)
+
+
+@needs_root
+def test_forward_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".forward").write_text("root's")
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(PermFail, match="somebody else"):
+        read(tmp_path, 65534)
+
+
+def test_a_home_that_is_no_directory_is_refused() -> None:
+    with pytest.raises(PermFail, match="no directory"):
+        read(Path("/dev/null"), 0)
 
 
 def test_forward_in_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
@@ -111,3 +143,27 @@ def test_forward_is_opened_as_its_owner(tmp_path: Path) -> None:
     os.chown(forward, 65534, 65534)
     os.chown(tmp_path, 65534, 65534)
     assert read(tmp_path, 65534, as_root=True) == b"root's own"
+
+
+def test_the_secret_of_logins_is_made_once_and_kept(tmp_path: Path) -> None:
+    first = asyncio.run(make(state=str(tmp_path)).login_secret())
+    assert len(first) == 32
+    assert asyncio.run(make(state=str(tmp_path)).login_secret()) == first
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_secret_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "login.secret").write_bytes(b"short")
+    made = asyncio.run(make(state=str(tmp_path)).login_secret())
+    assert (tmp_path / "login.secret").read_bytes() == made
+
+
+def test_a_secret_that_cannot_be_kept_is_a_temporary_failure(tmp_path: Path) -> None:
+    with pytest.raises(TempFail, match="No such file"):
+        asyncio.run(make(state=str(tmp_path / "gone")).login_secret())
+
+
+def test_only_pam_services_of_the_configuration_are_asked() -> None:
+    with pytest.raises(TempFail, match="not in this configuration"):
+        asyncio.run(make().check_password("alice", "x", "sudo", "192.0.2.1"))

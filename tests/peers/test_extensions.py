@@ -119,6 +119,34 @@ def test_what_cannot_be_downgraded_comes_back(folder: Path, wiring: Wiring) -> N
         sink.close()
 
 
+def test_no_second_message_is_born_of_what_is_in_a_chunk(folder: Path, wiring: Wiring) -> None:
+    program("postfix")
+    port, other = free_port(), Postfix(folder / "peer", deliver=True)
+    rules = f'action "out" relay host smtp://127.0.0.1:{PORT}\nmatch from any for any action "out"\n'
+    evil = f"MAIL FROM:<evil@x.example>\r\nRCPT TO:<{LOCAL}>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
+    other.start()
+    try:
+        with server_with(folder, wiring, port, rules) as server:
+            text = f"Subject: outer\r\n\r\nb\r\n.\r\n{evil}".encode()
+            ends = (b"\n.\r\n", b"\r\n.\n", b"\n.\n", b"\r.\r\n", b"\r\r\n.\r\r\n")
+            refused = [b"Subject: refused\r\n\r\nb" + end + evil.encode() for end in ends]
+            for content in (text, *refused):
+                with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
+                    client.ehlo("client.example.net")
+                    client.mail("s@client.example.net")
+                    client.rcpt(LOCAL)
+                    client.send(f"BDAT {len(content)} LAST\r\n".encode() + content)
+                    code, _ = client.getreply()
+                    assert code == (250 if content is text else 550)
+                    assert client.noop()[0] == 250  # nothing of it was taken for a command
+            assert server.wait_empty(20), server.log()
+            assert wait_for(lambda: other.delivered() == 1, 10)
+            (file,) = (other.maildir / "new").iterdir()
+            assert "\n\nb\n.\nMAIL FROM:<evil@x.example>\n" in file.read_text()
+    finally:
+        other.stop()
+
+
 def test_exim_sends_chunks(folder: Path, wiring: Wiring) -> None:
     port = free_port()
     command = exim(folder / "exim", port)

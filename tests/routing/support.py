@@ -8,7 +8,7 @@ from pillarbox.daemon.plans import Plans
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope
-from pillarbox.roles.lookup import Client, Recipient
+from pillarbox.roles.lookup import Client, Login, Recipient
 from pillarbox.routing.lookup import Lookup
 
 NOW = 1_700_000_000.0
@@ -22,6 +22,11 @@ def table(name, *entries, kind=TableKind.STATIC):
     """A table of keys, or of (key, value)."""
     pairs = tuple(e if isinstance(e, tuple) else (e, "") for e in entries)
     return Table(name=name, kind=kind, mapping=any(v for _, v in pairs), entries=pairs)
+
+
+def login(table, user, address="192.0.2.1"):
+    """Who wants to log in."""
+    return Login(generation=0, table=table, user=user, address=address)
 
 
 def match(action, *, source=None, dest=None, **criteria):
@@ -74,8 +79,11 @@ class Parent:
             raise found
         return found
 
-    async def check_password(self, user, password):
-        return self.passwords.get(user) == password
+    async def check_password(self, user, password, service, address):
+        return self.passwords.get((service, user) if service else user) == password
+
+    async def login_secret(self):
+        return b"secret" * 5
 
     async def read_table(self, name):
         if name not in self.tables:

@@ -200,6 +200,41 @@ def test_virtual_lookup_order():
     assert expand(lookup(virtual=[("known@example.org", "alice")]), "x@example.org").startswith(LIST_PERM)
 
 
+@pytest.mark.parametrize(
+    ("entries", "rcpt", "found"),
+    [
+        ([("@", "alice")], "x@example.org", ["alice"]),
+        ([("@", "alice"), ("@example.org", "bob")], "x@example.org", ["bob"]),
+        ([("@", "alice"), ("x", "bob")], "x+t@example.org", ["bob"]),
+        ([("x+", "alice"), ("x", "bob")], "x+@example.org", ["bob"]),  # an empty tag is none
+        ([("x+T@EXAMPLE.org", "alice"), ("@", "bob")], "X+t@example.org", ["alice"]),
+        ([("a", "b"), ("b", "alice"), ("@", "c")], "a@example.org", ["alice"]),  # names go on without catch-alls
+        ([("a", "c"), ("@", "x@example.net")], "a@example.org", "550 Invalid recipient: <a@example.org>"),
+    ],
+)
+def test_virtual_entries_and_catch_alls(entries, rcpt, found):
+    answer = expand(lookup(virtual=entries), rcpt)
+    assert answer == found if isinstance(found, str) else users(answer) == found
+
+
+def test_an_error_in_a_list_is_the_answer_for_all_of_it():
+    each = lookup(aliases=[("e", "error:450 4.1.1 wait, alice"), ("g", "ghost, error:550 no")])
+    assert expand(each, "e@example.org") == "450 4.1.1 wait: <e@example.org>"
+    assert expand(each, "g@example.org") == "550 Invalid recipient: <g@example.org>"
+
+
+def test_expand_only_runs_what_aliases_name():
+    each = lookup(aliases=[("c", "|/bin/prog"), ("n", "alice")], method="expand-only")
+    assert [e.mda_exec for e in expand(each, "c@example.org")] == ["/bin/prog"]
+    assert expand(each, "n@example.org") == f"{LIST_PERM}: <n@example.org>"
+
+
+def test_an_include_ends_where_its_file_does(tmp_path):
+    (tmp_path / "list").write_bytes(b"alice,\r\n  bob \r\n\r\n# carol, dave\ndave")
+    each = lookup(aliases=[("i", f":include:{tmp_path}/list, carol")])
+    assert users(expand(each, "i@example.org")) == ["alice", "bob", "carol", "dave"]
+
+
 def test_addresses_in_utf8_are_found_however_they_are_written():
     entries = (("Jürgen@bücher.example", "alice"), ("@xn--mnchen-3ya.example", "bob"), ("用户", "carol"))
     action = Local(name="virtual", method="maildir", userbase="users", virtual="v")

@@ -14,6 +14,7 @@ from tests.routing.support import (
     configuration,
     criterion,
     expand,
+    login,
     make_lookup,
     match,
     table,
@@ -34,7 +35,7 @@ def test_authenticate_by_table():
     tables = [table("creds", ("Alice", SHA512), ("bob", "xy"), ("carol", "alice-pw"))]
 
     def check(user, password):
-        return ask(tables, lambda lookup: lookup.authenticate(0, "creds", user, password))
+        return ask(tables, lambda lookup: lookup.authenticate(login("creds", user), password))
 
     assert check("alice", "alice-pw")
     assert check("ALICE", "alice-pw")
@@ -47,8 +48,8 @@ def test_authenticate_by_table():
 
 def test_authenticate_system_users():
     parent = Parent(passwords={"alice": "pw"})
-    assert ask([], lambda lookup: lookup.authenticate(0, AUTH_SYSTEM, "alice", "pw"), parent=parent)
-    assert not ask([], lambda lookup: lookup.authenticate(0, AUTH_SYSTEM, "alice", "xx"), parent=parent)
+    assert ask([], lambda lookup: lookup.authenticate(login(AUTH_SYSTEM, "alice"), "pw"), parent=parent)
+    assert not ask([], lambda lookup: lookup.authenticate(login(AUTH_SYSTEM, "alice"), "xx"), parent=parent)
 
 
 @pytest.mark.parametrize(

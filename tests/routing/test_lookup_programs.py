@@ -12,7 +12,7 @@ from pillarbox.daemon.programs import Programs
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.routing.lookup import Lookup
-from tests.routing.support import KEY, NOW, RELAY, Names, Parent, configuration, criterion, match, recipient
+from tests.routing.support import KEY, NOW, RELAY, Names, Parent, configuration, criterion, login, match, recipient
 
 SCRIPT = str(Path(__file__).parent.parent / "tables/misbehaving.py")
 
@@ -78,9 +78,9 @@ def programs(*modes, generation=0, **options):
 def test_a_program_that_registers_auth_checks_passwords_itself():
     async def body(rig):
         rig.lookup.open()
-        assert await rig.lookup.authenticate(0, "auth", "Alice", "Secret PW")
-        assert not await rig.lookup.authenticate(0, "auth", "alice", "secret pw")
-        assert not await rig.lookup.authenticate(0, "auth", "bob", "Secret PW")
+        assert await rig.lookup.authenticate(login("auth", "Alice"), "Secret PW")
+        assert not await rig.lookup.authenticate(login("auth", "alice"), "secret pw")
+        assert not await rig.lookup.authenticate(login("auth", "bob"), "Secret PW")
 
     play(body, programs("auth"))
 
@@ -88,8 +88,8 @@ def test_a_program_that_registers_auth_checks_passwords_itself():
 def test_nobody_logs_in_as_a_user_whose_name_ends_within_the_password():
     async def body(rig):
         rig.lookup.open()
-        assert not await rig.lookup.authenticate(0, "auth", "alice:Secret PW", "")
-        assert not await rig.lookup.authenticate(0, "auth", "alice:Secret", "PW")
+        assert not await rig.lookup.authenticate(login("auth", "alice:Secret PW"), "")
+        assert not await rig.lookup.authenticate(login("auth", "alice:Secret"), "PW")
 
     play(body, programs("auth"))
 
@@ -97,10 +97,10 @@ def test_nobody_logs_in_as_a_user_whose_name_ends_within_the_password():
 def test_one_that_does_not_is_asked_for_the_hash():
     async def body(rig):
         rig.lookup.open()
-        assert not await rig.lookup.authenticate(0, "good", "alice", "x")  # "value of alice" is no hash that fits
+        assert not await rig.lookup.authenticate(login("good", "alice"), "x")  # "value of alice" is no hash that fits
         assert await rig.lookup.credentials(0, "good", "label") == ("label", "value of label")
         with pytest.raises(TempFail, match="out of order"):
-            await rig.lookup.authenticate(0, "good", "error", "x")
+            await rig.lookup.authenticate(login("good", "error"), "x")
 
     play(body, programs("good"))
 

@@ -11,9 +11,12 @@ from pillarbox.conf.model import Config, Listener
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Flag, Kind, Sealed, encode_envelope
-from pillarbox.roles.lookup import Expansion, Recipient
+from pillarbox.roles.lookup import Expansion, Login, Recipient
 from pillarbox.roles.queue import NewMessage
 from pillarbox.server.listener import Server
+from pillarbox.smtp.sasl import verifier
+
+ALICE = verifier.make("alice-pw", salt=b"saltsaltsalt", iterations=4096)
 
 
 class MemoryLookup:
@@ -54,10 +57,24 @@ class MemoryLookup:
     async def reverse_name(self, address: str) -> str:
         return self.names.get(address, "")
 
-    async def authenticate(self, generation: int, table: str, user: str, password: str) -> bool:
+    async def authenticate(self, login: Login, password: str) -> bool:
         if self.fail:
             raise TempFail("lookup is being restarted")
-        return user in ("alice", "bob") and password == f"{user}-pw"
+        return login.user in ("alice", "bob") and password == f"{login.user}-pw"
+
+    async def check_token(self, login: Login, token: str) -> bool:
+        return login.user == "alice" and token == "alice-token"
+
+    async def offers_scram(self, generation: int, table: str) -> bool:
+        if self.fail:
+            raise TempFail("lookup is being restarted")
+        return table == "scram"
+
+    async def scram_salt(self, login: Login) -> tuple[bytes, int]:
+        return (ALICE.salt, ALICE.iterations) if login.user == "alice" else (b"pepperpepper", ALICE.iterations)
+
+    async def scram_signature(self, login: Login, message: bytes, proof: bytes) -> bytes:
+        return ALICE.signature(message, proof) if login.user == "alice" else b""
 
     async def may_send_as(self, generation: int, table: str, user: str, sender: str) -> bool:
         return sender.lower() == f"{user}@example.org"

@@ -6,7 +6,11 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pillarbox.conf.model import Config, Listener, TlsMode
+from pillarbox.server.tls import build_contexts
+
 from .memory import world
+from .test_tls import material, trusting
 
 PIECES = [
     b"EHLO x\r\n",
@@ -86,3 +90,56 @@ def test_pipelined_commands_are_answered_in_one_write():
             assert b"".join(writes).count(b"250 ") == 3 and len(writes) <= 2
 
     asyncio.run(inside())
+
+
+AUTH_PIECES = [
+    b"EHLO x\r\n",
+    b"HELO x\r\n",
+    b"AUTH PLAIN\r\n",
+    b"AUTH PLAIN =\r\n",
+    b"AUTH PLAIN AGFsaWNlAGFsaWNlLXB3\r\n",
+    b"AUTH LOGIN\r\n",
+    b"AUTH LOGIN YWxpY2U=\r\n",
+    b"YWxpY2U=\r\n",
+    b"YWxpY2UtcHc=\r\n",
+    b"AUTH SCRAM-SHA-256 biwsbj1hbGljZSxyPWNsaWVudA==\r\n",
+    b"AUTH SCRAM-SHA-256\r\n",
+    b"biwsbj1hbGljZSxyPWNsaWVudA==\r\n",
+    b"Yz1iaXdzLHI9Y2xpZW50LHA9QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQT0=\r\n",
+    b"AUTH SCRAM-SHA-256-PLUS biws\r\n",
+    b"AUTH XOAUTH2 dXNlcj1hbGljZQFhdXRoPUJlYXJlciB3cm9uZwEB\r\n",
+    b"AUTH OAUTHBEARER bixhPWFsaWNlLAFhdXRoPUJlYXJlciBhbGljZS10b2tlbgEB\r\n",
+    b"AQ==\r\n",
+    b"*\r\n",
+    b"=\r\n",
+    b"\r\n",
+    b"\xff\xfe\r\n",
+    b"AUTH \xc3\xa9 x\r\n",
+    b"MAIL FROM:<a@x.example> AUTH=<>\r\n",
+    b"RSET\r\n",
+]
+
+
+async def answers_over_tls(chunks: list[bytes]) -> str:
+    listener = Listener(id=1, pki=("srv",), tls=TlsMode.SMTPS, auth="scram", tokens="tokens")
+    config = Config(hostname="host.example.org", listeners=(listener,))
+    async with world(listener, config, build_contexts(config, {"srv": material("mail.example.org")}, {})) as w:
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port, ssl=trusting())
+        for chunk in chunks:
+            writer.write(chunk)
+            await asyncio.sleep(0)
+        writer.write(b"\r\nQUIT\r\nQUIT\r\nQUIT\r\n")  # an exchange takes two lines at most
+        said = (await asyncio.wait_for(reader.read(), 10)).decode("ascii")
+        writer.close()
+        await w.until(lambda: not w.server._sessions)
+        assert not any("Traceback" in line for line in w.log)
+    assert all(re.match(r"\d{3}[ -]", line) for line in said.splitlines())
+    return re.sub(r"334 \S{30,}", "334 <challenge>", said)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(AUTH_PIECES), max_size=12))
+def test_nothing_but_replies_comes_out_of_any_exchange_however_it_was_cut(pieces):
+    text = b"".join([b"EHLO x\r\n", *pieces])
+    whole = asyncio.run(answers_over_tls([text]))
+    assert asyncio.run(answers_over_tls([text[i : i + 1] for i in range(len(text))])) == whole

@@ -35,3 +35,9 @@ def test_show_config_is_not_for_everybody(folder: Path) -> None:
     with Server(folder, config, Wiring.ONE) as server:
         denied = run(["smtpctl", "--state", str(server.state), "show", "config"], user="nobody")
         assert (denied.exit, denied.out) == (1, "")
+
+
+def test_warnings_are_in_the_log_of_a_server_that_starts(folder: Path) -> None:
+    config = CONFIG.format(port=free_port(), entries="a.example") + 'table nobody { "x" }\n'
+    with Server(folder, config, Wiring.ONE) as server:
+        assert f'warn: {server.conf}:7: nothing reads table "nobody"' in server.log()

@@ -1,6 +1,13 @@
-"""`smtpctl encrypt`: a password's hash for a credentials table, by the system's crypt(3)."""
+"""`smtpctl encrypt`: what a table keeps of a password or token.
+
+A password's hash is the system's crypt(3)'s, or a SCRAM verifier; of a token, which is random, a plain hash will do.
+"""
 
 import ctypes
+import secrets
+
+from pillarbox.routing.tokens import hash_token
+from pillarbox.smtp.sasl import verifier
 
 # The best first, with its cost: crypt(5); 0 is the library's own choice. Each AUTH pays it again.
 _METHODS = ((b"$y$", 0), (b"$2b$", 10), (b"$6$", 100_000))
@@ -24,6 +31,26 @@ def hash_password(password: bytes) -> str:
         if hashed and hashed.startswith(prefix):
             return str(hashed.decode("ascii"))
     raise CannotHash("crypt(3) knows no strong hash")
+
+
+def hash_scram(password: bytes) -> str:
+    """The SCRAM-SHA-256 verifier of a password with a new salt; raises `CannotHash`."""
+    return str(verifier.make(_text(password), salt=secrets.token_bytes(verifier.SALT_SIZE)))
+
+
+def hash_bearer(token: bytes) -> str:
+    """The hash of a bearer token; raises `CannotHash`."""
+    return hash_token(_text(token))
+
+
+def _text(secret: bytes) -> str:
+    try:
+        text = secret.decode()
+    except UnicodeDecodeError:
+        raise CannotHash("it is not UTF-8") from None
+    if not text or "\0" in text:
+        raise CannotHash("it is empty, or contains NUL")
+    return text
 
 
 def _library() -> ctypes.CDLL:

@@ -80,8 +80,11 @@ class Smtpctl:
         g.add("unprofile <str>", self._trace(_PROFILES, on=False, profile=True))
         g.add("untrace <str>", self._trace(_TRACES, on=False))
         g.add("update table <str>", self._update_table)
-        g.add("encrypt", self._encrypt)
-        g.add("encrypt <str>", self._encrypt)
+        g.add("encrypt", self._encrypt())
+        for kind in ("scram", "token"):
+            g.add(f"encrypt --{kind}", self._encrypt(kind), listed=False)
+            g.add(f"encrypt --{kind} <str>", self._encrypt(kind), listed=False)
+        g.add("encrypt <str>", self._encrypt())
         g.add("spf walk", self._spf_walk)
         g.add("spf walk <str>", self._spf_walk, listed=False)
         g.add("stop", self._plain(wire.Stop()), listed=False)
@@ -217,16 +220,20 @@ class Smtpctl:
             count += 1
             time.sleep(1)
 
-    def _encrypt(self, values: list[Value]) -> int:
-        from pillarbox.cli.encrypt import CannotHash, hash_password  # noqa: PLC0415 - ctypes is slow to import
+    def _encrypt(self, kind: str = "password") -> Callable[[list[Value]], int]:
+        def run(values: list[Value]) -> int:
+            from pillarbox.cli import encrypt  # noqa: PLC0415 - ctypes is slow to import
 
-        given = [os.fsencode(str(values[0]))] if values else (line.rstrip(b"\n") for line in sys.stdin.buffer)
-        try:
-            for password in given:
-                print(hash_password(password))
-        except CannotHash as error:
-            raise ControlError(f"encrypt: {error}") from error
-        return 0
+            hashes = {"password": encrypt.hash_password, "scram": encrypt.hash_scram, "token": encrypt.hash_bearer}
+            given = [os.fsencode(str(values[0]))] if values else (line.rstrip(b"\n") for line in sys.stdin.buffer)
+            try:
+                for secret in given:
+                    print(hashes[kind](secret))
+            except encrypt.CannotHash as error:
+                raise ControlError(f"encrypt: {error}") from error
+            return 0
+
+        return run
 
     def _spf_walk(self, values: list[Value]) -> int:
         from pillarbox.cli import spf  # noqa: PLC0415 - it asks the DNS, which needs much

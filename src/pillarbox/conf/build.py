@@ -240,6 +240,7 @@ def _limit(part: Node, kind: str, names: tuple[str, ...]) -> dict[str, int]:
     return {keyword.replace("-", "_"): limit(word(part, 1))}
 
 
+_SMTP_LIMITS = ("max-rcpt", "max-mails", "max-failed-logins", "max-failed-logins-per-source")
 _MTA_LIMITS = tuple(f.replace("_", "-") for f in MtaLimits.__struct_fields__ if f != "family")
 
 
@@ -329,7 +330,7 @@ _STATEMENTS: dict[str, Callable[[Draft, Node], None]] = {
     "scheduler_limit": _limits(
         "scheduler", "scheduler", ("max-inflight", "max-evp-batch-size", "max-msg-batch-size", "max-schedule")
     ),
-    "smtp_limit": _limits("smtp", "session", ("max-rcpt", "max-mails")),
+    "smtp_limit": _limits("smtp", "session", _SMTP_LIMITS),
     "smtp_ciphers": _set("smtp", "ciphers"),
     "smtp_max_message_size": _smtp_max_message_size,
     "smtp_sub_addr_delim": _smtp_sub_addr_delim,

@@ -32,6 +32,7 @@ from pillarbox.conf.model import (
     Table,
     TableKind,
     TlsMode,
+    pam_service,
 )
 from pillarbox.conf.tables import BUILTIN, MAX_KEY
 from pillarbox.conf.uses import used_tables
@@ -40,6 +41,7 @@ _WIDTH = 100  # characters of a list on one line
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/@+-")
 _TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _SIZES = ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
+_LOGINS = ("max_failed_logins", "max_failed_logins_per_source")
 _TLS = {
     TlsMode.NONE: "",
     TlsMode.STARTTLS: "tls",
@@ -103,13 +105,23 @@ def format_listener(config: Config, listener: Listener) -> str:
     words += [f"pki {quote(name)}" for name in listener.pki]
     words += _named(listener, "ca", "ciphers", "protocols")
     if listener.auth:
-        table = "" if listener.auth == AUTH_SYSTEM else " " + _operand(config, listener.auth)
-        words.append(("auth-optional" if listener.auth_optional else "auth") + table)
+        words += ["auth-optional" if listener.auth_optional else "auth", _users(config, listener.auth)]
+    if listener.mechanisms:
+        words.append(f"mechanisms {{ {', '.join(map(quote, listener.mechanisms))} }}")
+    words += _looked_up(config, listener, "tokens")
     words += _named(listener, "hostname")
     words += _looked_up(config, listener, "hostnames", "senders")
     words += _flags(listener, "masquerade", "mask_src", "no_dsn", "received_auth", "proxy_v2")
     words += [_filter_option(config, listener.filter), *_named(listener, "tag")]
     return " ".join(filter(None, words))
+
+
+def _users(config: Config, auth: str) -> str:
+    """Who may log in. A list of one word is written in braces: `pam` is another thing."""
+    if auth == AUTH_SYSTEM:
+        return ""
+    service = pam_service(auth)
+    return f"pam {quoted(service)}" if service else _operand(config, auth, literal=False)
 
 
 def format_action(config: Config, action: Local | Relay) -> str:
@@ -293,7 +305,7 @@ def _smtp(options: SmtpOptions) -> Iterator[str]:
     default = SmtpOptions()
     if options.ciphers:
         yield f"smtp ciphers {quote(options.ciphers)}"
-    yield from _changed("smtp limit", options, default, ("max_mails", "max_rcpt"))
+    yield from _changed("smtp limit", options, default, ("max_mails", "max_rcpt", *_LOGINS))
     if options.max_message_size != default.max_message_size:
         yield f"smtp max-message-size {format_size(options.max_message_size)}"
     if options.sub_addr_delim != default.sub_addr_delim:

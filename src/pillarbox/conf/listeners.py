@@ -1,16 +1,19 @@
 """`listen on …` → `Listener`."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
-from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, word
-from pillarbox.conf.model import AUTH_SYSTEM, Listener, TlsMode
+from pillarbox.conf.draft import Draft, Node, Wrong, option, options, token, values, word, words
+from pillarbox.conf.model import AUTH_SYSTEM, BEARER, MECHANISMS, PAM_SERVICE, Listener, TlsMode, pam_service
 from pillarbox.conf.tables import Shape
 
 MAX_TAG = 32  # characters
 MAX_PKI = 32
 PORT_MAX = 65535
 _WELL_KNOWN = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
+
+_SERVICE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # the name of a file in /etc/pam.d
 
 _Fields = dict[str, Any]
 
@@ -28,6 +31,8 @@ def build_listen_on(draft: Draft, node: Node) -> None:
     fields = _options(draft, node)
     if not draft.failed:
         _check_tls(fields, node)
+        _check_auth(fields, node)
+        _warn_of_secrets(draft, fields, node)
         _check_names(draft, fields, node)
         listener = _add(draft, node, interface=word(node), **fields)
         if draft.checker is not None and (fault := draft.checker.listener(listener)):
@@ -147,12 +152,68 @@ def _pki(draft: Draft, fields: _Fields, node: Node) -> _Fields:
 
 def _auth(optional: bool) -> Callable[[Draft, _Fields, Node], _Fields]:
     def build(draft: Draft, fields: _Fields, node: Node) -> _Fields:
-        table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
+        how = option(node, "pam")
+        if how is not None:
+            service = words(how)[0] if words(how) else PAM_SERVICE
+            if not _SERVICE.fullmatch(service):
+                raise Wrong(token(how), f"invalid PAM service: {service}")
+            table = f"<pam:{service}>"
+        else:
+            table = draft.table(options(node)[0]) if options(node) else AUTH_SYSTEM
         if "auth" in fields:
             raise Wrong(node, "auth already specified")
         return {"auth": table, "auth_optional": optional}
 
     return build
+
+
+def _mechanisms(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+    if "mechanisms" in fields:
+        raise Wrong(node, "mechanisms already specified")
+    given = values(node) or values(options(node)[0])
+    for name in given:
+        if name.upper() not in MECHANISMS:
+            raise Wrong(name, f"unknown AUTH mechanism: {name}", names=MECHANISMS, near=name.upper())
+    return {"mechanisms": tuple(dict.fromkeys(name.upper() for name in given))}
+
+
+def _tokens(draft: Draft, fields: _Fields, node: Node) -> _Fields:
+    if "tokens" in fields:
+        raise Wrong(node, "tokens already specified")
+    refusal = 'invalid use of table "{}" as TOKENS parameter'
+    return {"tokens": draft.serving_table(options(node)[0], Shape.MAP, refusal)}
+
+
+def _check_auth(fields: _Fields, node: Node) -> None:
+    """Are there users for the mechanisms, and mechanisms for the tokens?"""
+    auth, tokens, mechanisms = fields.get("auth", ""), fields.get("tokens", ""), fields.get("mechanisms", ())
+    for name in ("mechanisms", "tokens"):
+        if name in fields and not auth:
+            raise Wrong(node, f"invalid listen option: {name} requires auth or auth-optional")
+    if not tokens and any(name in BEARER for name in mechanisms):
+        raise Wrong(node, f"invalid listen option: {' and '.join(BEARER)} require tokens")
+    if tokens and mechanisms and not any(name in BEARER for name in mechanisms):
+        raise Wrong(node, f"invalid listen option: tokens require {' or '.join(BEARER)} among the mechanisms")
+    if (auth == AUTH_SYSTEM or pam_service(auth)) and any(name.startswith("SCRAM-") for name in mechanisms):
+        raise Wrong(node, "invalid listen option: system users cannot do SCRAM, only a table of credentials can")
+
+
+def _warn_of_secrets(draft: Draft, fields: _Fields, node: Node) -> None:
+    """Passwords and tokens that are kept in a form in which they can never be right."""
+    if any(name.startswith("SCRAM-") for name in fields.get("mechanisms", ())):
+        wrong = _without(draft, fields["auth"], "SCRAM-SHA-256$")
+        if wrong:
+            draft.warn(node, f"no SCRAM for {wrong}: smtpctl encrypt --scram makes what it needs")
+    wrong = _without(draft, fields.get("tokens", ""), "SHA-256$")
+    if wrong:
+        draft.warn(node, f"no token fits {wrong}: smtpctl encrypt --token makes what is to be kept")
+
+
+def _without(draft: Draft, name: str, prefix: str) -> str:
+    """Whose secrets in a table that is in memory are not of this form: `2 of 5 users of table "x"`, or ""."""
+    entries = draft.tables.all[name].entries if name in draft.tables.all else ()
+    wrong = [key for key, value in entries if not value.startswith(prefix) and f":{prefix}" not in value]
+    return f'{len(wrong)} of {len(entries)} users of table "{name}"' if wrong else ""
 
 
 def _hostnames(draft: Draft, fields: _Fields, node: Node) -> _Fields:
@@ -187,6 +248,8 @@ _OPTIONS: dict[str, Callable[[Draft, _Fields, Node], _Fields]] = {
     "listen_ca": _text("ca"),
     "listen_auth": _auth(optional=False),
     "listen_auth_optional": _auth(optional=True),
+    "listen_mechanisms": _mechanisms,
+    "listen_tokens": _tokens,
     "listen_hostname": _text("hostname"),
     "listen_hostnames": _hostnames,
     "listen_received_auth": _flag("received_auth", "received-auth"),

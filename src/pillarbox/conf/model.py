@@ -76,8 +76,10 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     ca: str = ""
     ciphers: str = ""
     protocols: str = ""
-    auth: str = ""  # "": none; "<anonymous>": system users; else a credentials table
+    auth: str = ""  # "": none; "<anonymous>": system users; "<pam:SERVICE>": they, by PAM; else a credentials table
     auth_optional: bool = False
+    mechanisms: tuple[str, ...] = ()  # of AUTH, (): those that every user of the table can do
+    tokens: str = ""  # table user → hashes of bearer tokens
     senders: str = ""  # table user → addresses
     masquerade: bool = False
     mask_src: bool = False
@@ -88,6 +90,14 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
 
 AUTH_SYSTEM = "<anonymous>"
+PAM_SERVICE = "smtp"  # unless `auth pam NAME` says otherwise
+MECHANISMS = ("PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "XOAUTH2", "OAUTHBEARER")
+BEARER = ("XOAUTH2", "OAUTHBEARER")  # those that want tokens
+
+
+def pam_service(auth: str) -> str:
+    """The PAM service of a listener's `auth`, "" where it is none."""
+    return auth.removeprefix("<pam:").removesuffix(">") if auth.startswith("<pam:") else ""
 
 
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +224,8 @@ class SmtpOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_message_size: int = 36700160
     max_mails: int = 100
     max_rcpt: int = 1000
+    max_failed_logins: int = 10  # a session, which ends with the last
+    max_failed_logins_per_source: int = 30  # at once; one is forgotten each minute
     sub_addr_delim: str = "+"
 
 

@@ -93,9 +93,11 @@ class Parser:
             yield self._pushed.pop()
             yield Token.new_borrow_pos(NL, "\n", second)
             return
-        recent: list[str] = []  # the types of the last tokens within braces
+        recent = [second.type]  # the types of the last tokens
         while True:
             token = self._next()
+            if first.type == "_LISTEN" and token.type == STRING and self._depth == 0:
+                token = _listen_word(token, recent[-1])
             if self._depth > 0 and token.type in _SEPARATORS and not self._pushed:
                 skimmed = self._skim(recent, token.type)
                 if skimmed:
@@ -123,6 +125,8 @@ class Parser:
         unknown = first.type == STRING and expected == {"_EQ"}
         at = first if unknown else token
         message = _unknown(first) if unknown else _explain(token, expected)
+        if first.type in _WORDS and self._name == "=":
+            message, at = f'syntax error: "{first}" is a keyword; a macro needs another name', first
         self._report.at(message, source, at.line or 0, at.start_pos or 0)
         self._report.broken(str(first), self._name, first.line or 0)
         if token is not first and token.type in _DIRECTIVES and self._begins_line(token, source):
@@ -165,6 +169,20 @@ class Parser:
                 self._skip_line()
 
 
+def _listen_word(word: Token, before: str) -> Token:
+    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other.
+
+    `auth` wants none: a list of one word has no passwords.
+    """
+    terminal = _LISTEN_WORDS.get(str(word))
+    option = before in _AUTHS if terminal == "_PAM" else before not in _LISTEN_WANTS
+    return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
+
+
+_LISTEN_WORDS = {"pam": "_PAM", "mechanisms": "_MECHANISMS", "tokens": "_TOKENS"}
+_AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
+_WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders"
+_LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT"}
 _LINE_ENDS = {NL, EOF}
 _SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
@@ -202,13 +220,15 @@ def _old(text: str) -> str:
 def _explain(token: Token, expected: set[str]) -> str:
     """`syntax error`, as the reference says, and then what is wrong here."""
     text = str(token)
+    if token.type in _LINE_ENDS and {"_ACTION", "_REJECT"} <= expected:
+        return 'syntax error: the line ends too early; a match ends with an action, or with "reject"'
     if token.type in _LINE_ENDS:
         return f"syntax error: the line ends too early{_wanted(expected)}"
     if token.type == NUMBER and STRING in expected:
         return f"syntax error: {text} is a number here; write a name made of digits in quotes"
     if text in _OLD:
         return _old(text)
-    if token.type in _WORDS and expected <= {STRING}:
+    if token.type in _WORDS and expected <= {STRING, NL}:
         return f'syntax error: "{text}" is a keyword; write it in quotes where it is a name'
     near = "" if token.type in _WORDS else Report.nearest(text, [_WORDS[e] for e in expected if e in _WORDS])
     if near:

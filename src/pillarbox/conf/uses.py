@@ -17,11 +17,12 @@ from pillarbox.conf.model import (
     Relay,
     Rule,
     Table,
+    pam_service,
 )
 from pillarbox.conf.tables import BUILTIN
 
 _TABLES: dict[type, tuple[str, ...]] = {
-    Listener: ("auth", "hostnames", "senders"),
+    Listener: ("auth", "tokens", "hostnames", "senders"),
     Local: ("alias", "virtual", "userbase"),
     Relay: ("hosts", "domain", "auth", "helo_src", "src"),
 }
@@ -57,7 +58,7 @@ def rule_criteria(rule: Rule) -> dict[str, Criterion]:
 def _referred(item: Listener | Local | Relay) -> dict[str, str]:
     """Field → table."""
     fields = ((field, getattr(item, field)) for field in _TABLES[type(item)])
-    return {field: table for field, table in fields if table not in {"", AUTH_SYSTEM}}
+    return {field: table for field, table in fields if table not in {"", AUTH_SYSTEM} and not pam_service(table)}
 
 
 def normal(config: Config) -> Config:

@@ -1,8 +1,8 @@
 """The channel between the parent and one role: messages with descriptors, over a SEQPACKET socketpair.
 
 It carries what calls cannot: sockets, links to peers, keys, configurations. Parent to role: `boot`, `peer`, `program`,
-`drain`, `stop`, and for a reload `prepare`, `commit`, `abort`, `retire`, `forget`, `using`; role to parent: `ready`,
-`drained`, `faulty PEER`, `answer`. A role ends at its end of file.
+`alive`, `drain`, `stop`, and for a reload `prepare`, `commit`, `abort`, `retire`, `forget`, `using`; role to parent:
+`ready`, `drained`, `faulty PEER`, `answer`. A role ends at its end of file.
 """
 
 import array

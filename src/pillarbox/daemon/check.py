@@ -26,7 +26,7 @@ from pillarbox.errors import ConfigError, PillarboxError, Problem
 from pillarbox.log import Log
 from pillarbox.mta.url import parse_relay_url
 from pillarbox.tables.db import check_database
-from pillarbox.tables.matchers import RegexMatcher
+from pillarbox.tables.matchers import regex_fault
 from pillarbox.tables.patterns import parse_network
 
 MAX_FILE = 1 << 30  # bytes; a table may be large
@@ -193,9 +193,8 @@ def find_table_program(backend: str, folders: Sequence[str] = TABLE_PROGRAMS) ->
 
 
 def _regex(text: str) -> str:
-    faults: list[str] = []
-    RegexMatcher([((text,), 1)], on_error=lambda _, reason: faults.append(reason))
-    return f"this regular expression never matches ({faults[0]})" if faults else ""
+    fault = regex_fault(text)
+    return f"this regular expression never matches ({fault})" if fault else ""
 
 
 def _netaddr(text: str) -> str:

@@ -51,9 +51,10 @@ class Forwards:
 
 
 def _presence(home: str) -> bytes:
-    """Whether there may be a `.forward`."""
+    """Whether there may be a `.forward`, or a sticky home, which says that there is something to wait for."""
     try:
-        os.lstat(os.path.join(home, ".forward"))
+        if not os.stat(home).st_mode & stat.S_ISVTX:
+            os.lstat(os.path.join(home, ".forward"))
     except FileNotFoundError:
         return _ABSENT
     except OSError:
@@ -72,29 +73,31 @@ def _become(user: str, uid: int, gid: int) -> None:
 def _read_forward(home: str, uid: int) -> bytes:
     """`+content`; `-`: there is none; `?reason`: it cannot be told now; `!reason`: it may not be used."""
     try:
+        above = os.stat(home)
+        if above.st_mode & stat.S_ISVTX:
+            return _UNREADABLE + b"its directory is sticky"  # forward(5): its owner is at work on it
         fd = os.open(os.path.join(home, ".forward"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return _ABSENT
     except OSError as error:
         if error.errno == errno.ELOOP:
             return _INSECURE + b"a symbolic link"
+        if error.errno == errno.ENOTDIR:  # a home like /dev/null
+            return _INSECURE + b"in no directory"
         return _UNREADABLE + str(error.strerror).encode()
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             return _INSECURE + b"not a regular file"
-        if found.st_uid not in (uid, 0):
+        if found.st_uid != uid:
             return _INSECURE + b"owned by somebody else"
-        above = os.stat(home)
         if (found.st_mode | above.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
             return _INSECURE + b"it or its directory is writable by others"
         if above.st_uid not in (uid, 0):
             return _INSECURE + b"in a directory of somebody else"
         content = b""
-        while len(content) <= _MAX and (part := os.read(fd, 65536)):
+        while len(content) < _MAX and (part := os.read(fd, 65536)):
             content += part
-        if len(content) > _MAX:
-            return _INSECURE + b"larger than 64 KB"
-        return _FOUND + content
+        return _FOUND + content  # one this long is refused for its length, whatever comes behind
     finally:
         os.close(fd)

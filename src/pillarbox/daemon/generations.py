@@ -6,7 +6,7 @@ configuration (certificates, the machine's addresses, where listeners are) belon
 
 import msgspec
 
-from pillarbox.conf.model import Config, TableKind
+from pillarbox.conf.model import Config, TableKind, pam_service
 from pillarbox.daemon import interfaces
 from pillarbox.daemon.settings import Generation, KeyPair
 from pillarbox.daemon.wiring import DISPATCHER, LOOKUP, QUEUE
@@ -123,6 +123,11 @@ class Generations:
         """Does any of them have a `db:` table in this file?"""
         tables = (table for generation in self._all() for table in generation.config.tables.values())
         return any(table.kind is TableKind.DB and table.config == path for table in tables)
+
+    def asks_pam(self, service: str) -> bool:
+        """Does any of them ask this PAM service?"""
+        listeners = (listener for generation in self._all() for listener in generation.config.listeners)
+        return any(pam_service(listener.auth) == service for listener in listeners)
 
     def _all(self) -> list[Generation]:
         return [*self._live.values(), *([self._next] if self._next is not None else [])]

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import struct
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -82,6 +82,7 @@ def _method(
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_Settled = tuple[Any, BaseException | None]  # what a call came to: its value, or why there is none
 
 
 class Link(asyncio.Protocol):
@@ -109,7 +110,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._input = bytearray()
         self._output: list[bytes] = []
-        self._calls: dict[int, tuple[asyncio.Future[Any], float, Method]] = {}
+        self._calls: dict[int, tuple[asyncio.Future[_Settled], float, Method]] = {}
         self._waiting: dict[asyncio.Future[None], tuple[float, Method]] = {}
         self._unread = False  # the peer does not read fast enough
         self._serving: dict[int, asyncio.Future[Any]] = {}
@@ -193,7 +194,7 @@ class Link(asyncio.Protocol):
             self._sweeper.cancel()
         for future, _, _ in self._calls.values():
             if not future.done():
-                future.set_exception(TempFail(f"{self.peer} is being restarted"))
+                future.set_result((None, TempFail(f"{self.peer} is being restarted")))
         self._calls.clear()
         for waiter in self._waiting:
             if not waiter.done():
@@ -203,27 +204,38 @@ class Link(asyncio.Protocol):
         if self._lost is not None:
             self._lost(self)
 
-    async def call(self, method: Method, arguments: tuple[Any, ...]) -> Any:
-        """Ask the peer and wait for the answer, for the deadline of the method at most."""
+    def call(self, method: Method, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+        """Ask the peer; the answer is to be awaited, and comes by the deadline of the method.
+
+        The question leaves now where there is room, not when the answer is awaited: the peer works meanwhile.
+        """
         payload = _encode(arguments)
+        deadline = self._loop.time() + method.deadline
+        if self.closed or self._unread or len(self._calls) >= MAX_CALLS or len(payload) > MAX_PAYLOAD:
+            return self._call_later(method, payload, deadline)
+        return self._ask(method, payload, deadline)
+
+    async def _call_later(self, method: Method, payload: bytes, deadline: float) -> Any:
         if len(payload) > MAX_PAYLOAD:
             raise TempFail(f"{method.service}.{method.name}: {len(payload)} bytes at once")
-        deadline = self._loop.time() + method.deadline
         while (self._unread or len(self._calls) >= MAX_CALLS) and not self.closed:
             await self._turn(deadline, method)
         if self.closed:
             raise TempFail(f"{self.peer} is being restarted")
+        return await self._ask(method, payload, deadline)
+
+    def _ask(self, method: Method, payload: bytes, deadline: float) -> "_Answer":
         self._next = call = (self._next + 1) & 0xFFFFFFFF
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future: asyncio.Future[_Settled] = self._loop.create_future()
         self._calls[call] = (future, deadline, method)
         self._watch_deadlines()
         self._send(_CALL, call, method.number, payload)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if self._forget(call):
-                self._send(_CANCEL, call, method.number, b"")
-            raise
+        return _Answer(self, call, method, future)
+
+    def withdraw(self, call: int, method: Method) -> None:
+        """Nobody waits for this answer any more: tell the peer."""
+        if self._forget(call):
+            self._send(_CANCEL, call, method.number, b"")
 
     async def _turn(self, deadline: float, method: Method) -> None:
         """Wait until there may be room for a call; TempFail at its deadline."""
@@ -246,7 +258,7 @@ class Link(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _forget(self, call: int) -> tuple[asyncio.Future[Any], float, Method] | None:
+    def _forget(self, call: int) -> "tuple[asyncio.Future[_Settled], float, Method] | None":
         entry = self._calls.pop(call, None)
         if self._waiting:
             self._wake()
@@ -263,7 +275,7 @@ class Link(asyncio.Protocol):
         for call in [c for c, (_, deadline, _) in self._calls.items() if deadline <= now]:
             entry = self._forget(call)
             if entry and not entry[0].done():
-                entry[0].set_exception(self._no_answer(entry[2]))
+                entry[0].set_result((None, self._no_answer(entry[2])))
                 self._send(_CANCEL, call, entry[2].number, b"")
         for waiter, (deadline, method) in self._waiting.items():
             if deadline <= now and not waiter.done():
@@ -303,16 +315,16 @@ class Link(asyncio.Protocol):
             if kind == _REPLY:
                 self._answered(*entry, payload)
             elif kind == _FAILED and len(payload) > 0 and payload[0] < len(_FAILURES):
-                entry[0].set_exception(_FAILURES[payload[0]](str(payload[1:], "utf-8", "replace")))
+                entry[0].set_result((None, _FAILURES[payload[0]](str(payload[1:], "utf-8", "replace"))))
             else:
-                entry[0].set_exception(self._no_answer(entry[2]))
+                entry[0].set_result((None, self._no_answer(entry[2])))
                 raise _BadFrame(f"kind {kind}")
 
-    def _answered(self, future: asyncio.Future[Any], _: float, method: Method, payload: memoryview) -> None:
+    def _answered(self, future: "asyncio.Future[_Settled]", _: float, method: Method, payload: memoryview) -> None:
         try:
-            future.set_result(method.result.decode(payload))
+            future.set_result((method.result.decode(payload), None))
         except msgspec.MsgspecError:
-            future.set_exception(self._no_answer(method))  # nobody else knows of it any more
+            future.set_result((None, self._no_answer(method)))  # nobody else knows of it any more
             raise
 
     def _serve(self, call: int, number: int, payload: memoryview) -> None:
@@ -325,7 +337,12 @@ class Link(asyncio.Protocol):
         if len(self._serving) >= 2 * MAX_CALLS:
             raise _BadFrame(f"more than {2 * MAX_CALLS} calls at once")
         arguments = self._methods[number].arguments.decode(payload)
-        task = asyncio.ensure_future(handler(*arguments))
+        try:
+            answer = handler(*arguments)
+        except Exception as error:  # noqa: BLE001 - one that fails before it waits is answered as one that fails later
+            self._failed(call, number, error)
+            return
+        task = answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
         self._serving[call] = task
         task.add_done_callback(lambda t: self._served(call, number, t))
 
@@ -346,9 +363,31 @@ class Link(asyncio.Protocol):
                     self._send(_REPLY, call, number, payload)
                     return
                 error = TempFail(f"{method.service}.{method.name}: an answer of {len(payload)} bytes")
+        self._failed(call, number, error)
+
+    def _failed(self, call: int, number: int, error: BaseException) -> None:
         known = _FAILURES.index(type(error)) if type(error) in _FAILURES else 0
-        text = failure_text(method, error, self._log)
+        text = failure_text(self._methods[number], error, self._log)
         self._send(_FAILED, call, number, bytes([known]) + text.encode("utf-8", "replace"))
+
+
+class _Answer:
+    """The answer to a call that was made. Nothing is said where nobody awaits it: the caller has gone."""
+
+    __slots__ = ("_call", "_future", "_link", "_method")
+
+    def __init__(self, link: Link, call: int, method: Method, future: "asyncio.Future[_Settled]") -> None:
+        self._link, self._call, self._method, self._future = link, call, method, future
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            value, error = yield from self._future
+        except asyncio.CancelledError:
+            self._link.withdraw(self._call, self._method)
+            raise
+        if error is not None:
+            raise error
+        return value
 
 
 class _BadFrame(Exception):
@@ -370,12 +409,16 @@ class Port:
         self.peer = peer
         self.link: Link | LocalLink | None = None
 
-    async def call(self, method: Method, arguments: tuple[Any, ...]) -> Any:
+    def call(self, method: Method, arguments: tuple[Any, ...]) -> Awaitable[Any]:
         """Call over the current link; `TempFail` while there is none."""
         link = self.link
         if link is None or link.closed:
-            raise TempFail(f"{self.peer} is being restarted")
-        return await link.call(method, arguments)
+            return _unreachable(self.peer)
+        return link.call(method, arguments)
+
+
+async def _unreachable(peer: str) -> Any:
+    raise TempFail(f"{peer} is being restarted")
 
 
 class LocalLink:
@@ -407,12 +450,12 @@ def proxy(interface: Interface, service: str, port: Port) -> Any:
     """An object with the methods of `service` that calls through `port`; typed by the caller with `cast`."""
 
     def bind(method: Method) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Awaitable[Any]:
             if named or len(arguments) != method.arity:
                 bound = method.signature.bind(None, *arguments, **named)
                 bound.apply_defaults()
                 arguments = tuple(bound.arguments.values())[1:]
-            return await port.call(method, arguments)
+            return port.call(method, arguments)
 
         return call
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from pillarbox.daemon import watchdog
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
 from pillarbox.daemon.child import Child
 from pillarbox.daemon.generations import Generations, for_role
@@ -244,6 +245,7 @@ class Parent:
                 self._spawn(self._restart(child, status))
 
         loop.add_reader(pidfd, died)
+        self._spawn(watchdog.watch(child, self._log))
 
     async def _restart(self, child: Child, status: int) -> None:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"

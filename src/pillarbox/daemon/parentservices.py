@@ -60,6 +60,7 @@ class ParentServices(BaseRole):
         )
         self.system = ParentSystem(
             generations=generations,
+            state=settings.state,
             as_root=as_root,
             on_stop=on_stop,
             on_reload=on_reload,

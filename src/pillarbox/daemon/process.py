@@ -120,6 +120,8 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
                 spawn(peers.attach(what.partition(" ")[2], socket.socket(fileno=fd), role.services))
         elif message.op == "program":
             role.add_program(int(message.names[0]), socket.socket(fileno=fds[0]))
+        elif message.op == "alive":
+            channel.send("answer alive")
         elif message.op == "drain":
             spawn(drain())
         elif message.op == "stop":

@@ -6,11 +6,9 @@ control changes while the server runs is kept here, for roles that are started a
 """
 
 import asyncio
-import ctypes
-import hmac
 import os
-import pwd
-import time
+import secrets
+import tempfile
 from collections.abc import Awaitable, Callable, Iterable
 
 from pillarbox.conf.format import format_config
@@ -20,16 +18,18 @@ from pillarbox.daemon import check
 from pillarbox.daemon.forwards import Forwards
 from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.hanging import Hanging
+from pillarbox.daemon.systemusers import fits_pam, fits_shadow
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.roles.parent import DatabasePart, Reloaded
 from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
 
+_SECRET = 32  # bytes
 _PART = 1 << 20  # bytes of a database at a time
 _CONFIG_PIECE = 64 * 1024  # characters
 
-_YES, _NO = b"+", b"-"
+_YES, _NO, _UNTOLD = b"+", b"-", b"?"
 
 
 class ParentSystem:
@@ -42,6 +42,7 @@ class ParentSystem:
         self,
         *,
         generations: Generations,
+        state: str,
         as_root: bool,
         on_stop: Callable[[], None],
         on_reload: Callable[[], Awaitable[Reloaded]],
@@ -49,10 +50,12 @@ class ParentSystem:
         paused: Iterable[str] = (),
     ) -> None:
         self._generations = generations
+        self._state = state
         self._on_stop = on_stop
         self._on_reload = on_reload
         self._log = log
         self._hanging = Hanging(log)
+        self._checking = Hanging(log)  # PAM waits after a wrong password: guessers keep nobody from a `.forward`
         self._forwards = Forwards(as_root=as_root, hanging=self._hanging, log=log)
         self._written: tuple[Config, str] | None = None
         self.paused = set(paused)
@@ -62,12 +65,26 @@ class ParentSystem:
         """See `System.read_forward`."""
         return await self._forwards.read(user, uid, gid, home)
 
-    async def check_password(self, user: str, password: str) -> bool:
-        """See `System.check_password`: shadow where it is ours to read; locked and expired accounts are refused."""
-        answer = await self._hanging.in_child(
-            lambda: _YES if _password_matches(user, password) else _NO, "the user database", "login"
-        )
+    async def check_password(self, user: str, password: str, service: str, address: str) -> bool:
+        """See `System.check_password`; only PAM services of configurations that live."""
+        if service and not self._generations.asks_pam(service):
+            raise TempFail(f"PAM service {service}: not in this configuration")
+
+        def check() -> bytes:
+            try:
+                fits = fits_pam(user, password, service, address) if service else fits_shadow(user, password)
+            except TempFail as error:
+                return _UNTOLD + str(error).encode()
+            return _YES if fits else _NO
+
+        answer = await self._checking.in_child(check, f"PAM service {service}" if service else "shadow", "login")
+        if answer[:1] == _UNTOLD:
+            raise TempFail(answer[1:].decode(errors="replace"))
         return answer == _YES
+
+    async def login_secret(self) -> bytes:
+        """See `System.login_secret`."""
+        return await asyncio.to_thread(_read_secret, os.path.join(self._state, "login.secret"))
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
         """See `System.read_table`; only file tables of the running configuration."""
@@ -132,30 +149,25 @@ def _read_part(path: str, offset: int) -> DatabasePart:
         raise TempFail(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _password_matches(user: str, password: str) -> bool:
-    """Compare with the shadow entry (shadow(5)); a locked, expired or passwordless account never matches."""
+def _read_secret(path: str) -> bytes:
+    """The secret of the file, which is made where it is not there: whole or not at all, whoever else makes it."""
     try:
-        stored = pwd.getpwnam(user).pw_passwd
-    except KeyError:
-        stored = "x"
-    try:
-        with open("/etc/shadow", encoding="utf-8", errors="surrogateescape") as shadow:
-            for line in shadow:
-                fields = line.rstrip("\n").split(":")
-                if fields[0] == user and len(fields) >= 8:
-                    stored = "" if _expired(fields) else fields[1]
-    except OSError:
+        with open(path, "rb") as file:
+            found = file.read(_SECRET + 1)
+        if len(found) == _SECRET:
+            return found
+    except FileNotFoundError:
         pass
-    library = ctypes.CDLL("libcrypt.so.1")
-    library.crypt.restype = ctypes.c_char_p
-    usable = len(stored) > 1 and stored[0] not in "!*"
-    # Unknown users cost the same work as known ones.
-    salt = stored if usable else "$6$unknownuser$"
-    hashed = library.crypt(password.encode("utf-8", "surrogateescape"), salt.encode("utf-8", "surrogateescape"))
-    return usable and hashed is not None and hmac.compare_digest(hashed, stored.encode("utf-8", "surrogateescape"))
-
-
-def _expired(fields: list[str]) -> bool:
-
-    today = int(time.time() // 86400)
-    return bool(fields[7]) and int(fields[7]) < today
+    except OSError as error:
+        raise TempFail(f"{path}: {error.strerror}") from error
+    try:
+        made = secrets.token_bytes(_SECRET)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".login.secret.")
+        with open(handle, "wb") as file:
+            file.write(made)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TempFail(f"{path}: {error.strerror}") from error
+    return made

@@ -51,6 +51,10 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
             "expand",
             "reverse_name",
             "authenticate",
+            "check_token",
+            "offers_scram",
+            "scram_salt",
+            "scram_signature",
             "may_send_as",
             "host_name",
             "credentials",
@@ -74,7 +78,10 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (QUEUE, DISPATCHER): {"outgoing": ALL},
     (QUEUE, PARENT): {"agent": ALL},
     (PARENT, QUEUE): {"queue": ("read", "settle")},
-    (LOOKUP, PARENT): {"system": ("read_forward", "check_password", "read_table", "read_database"), "programs": ALL},
+    (LOOKUP, PARENT): {
+        "system": ("read_forward", "check_password", "login_secret", "read_table", "read_database"),
+        "programs": ALL,
+    },
     (CONTROL, QUEUE): {
         "queue": (
             "read",

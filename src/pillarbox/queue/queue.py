@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 import msgspec
 
 from pillarbox.conf.model import Config
-from pillarbox.errors import TempFail
+from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Kind, Outcome, Result, decode_envelope
 from pillarbox.mail.seal import verify
@@ -181,12 +181,38 @@ class Queue:
         """Forget what was appended."""
         await self._store.discard(msgid)
 
-    async def commit(self, message: NewMessage) -> None:
+    def commit(self, message: NewMessage) -> "asyncio.Future[None]":
         """Verify and store a message; it goes to the scheduler when it is durable."""
-        await self.accept(message, 0, ())
+        return self.accept(message, 0, ())
 
-    async def accept(self, message: NewMessage, answers_msgid: int, answers: tuple[int, ...]) -> None:
+    def accept(self, message: NewMessage, answers_msgid: int, answers: tuple[int, ...]) -> "asyncio.Future[None]":
         """As `commit`; the pending bounces that the message answers are removed in the same transaction."""
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            stored, envelopes = self._stored(message, answers_msgid, answers)
+        except PillarboxError as refused:
+            accepted.set_exception(refused)
+            return accepted
+        self._incoming += len(envelopes)
+
+        def committed(done: "asyncio.Future[None]") -> None:
+            # Whether or not the caller still waits: the mail is ours.
+            self._incoming -= len(envelopes)
+            if done.cancelled():
+                accepted.cancel()
+            elif (error := done.exception()) is not None:
+                _answer(accepted, error)
+            else:
+                self.scheduler.add(stored, envelopes)
+                _answer(accepted, None)
+
+        self._store.commit(stored).add_done_callback(committed)
+        return accepted
+
+    def _stored(
+        self, message: NewMessage, answers_msgid: int, answers: tuple[int, ...]
+    ) -> tuple[StoredMessage, list[Envelope]]:
+        """What the store gets, and its envelopes; TempFail where the message cannot be taken."""
         envelopes = self._open(message)
         if not message.streamed and len(message.body) != message.size:
             raise TempFail(f"queue: {message.msgid:08x}: {len(message.body)} bytes of {message.size} arrived")
@@ -207,17 +233,7 @@ class Queue:
             answers=answers,
             answers_msgid=answers_msgid,
         )
-        self._incoming += len(envelopes)
-        future = self._store.commit(stored)
-
-        def committed(done: "asyncio.Future[None]") -> None:
-            # Here rather than below: the caller may have gone, the mail is ours all the same.
-            self._incoming -= len(envelopes)
-            if not done.cancelled() and done.exception() is None:
-                self.scheduler.add(stored, envelopes)
-
-        future.add_done_callback(committed)
-        await asyncio.shield(future)
+        return stored, envelopes
 
     def _open(self, message: NewMessage) -> list[Envelope]:
         """The envelopes, if all are sealed by lookup and belong to this message."""
@@ -436,3 +452,13 @@ def duration(seconds: int) -> str:
         return "0s"
     parts = ((seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "m"), (seconds % 60, "s"))
     return "".join(f"{count}{unit}" for count, unit in parts if count)
+
+
+def _answer(waiting: "asyncio.Future[None]", error: BaseException | None) -> None:
+    """Tell who waits, unless they have gone."""
+    if waiting.done():
+        return
+    if error is None:
+        waiting.set_result(None)
+    else:
+        waiting.set_exception(error)

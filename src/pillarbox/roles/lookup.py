@@ -26,6 +26,15 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     internal: bool = False  # a bounce: made by ourselves, always `from local`
 
 
+class Login(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Who wants to log in, from where. `table`: of credentials or tokens, or how system users are asked for."""
+
+    generation: int
+    table: str
+    user: str
+    address: str
+
+
 class Recipient(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One RCPT TO to be routed and expanded; `rcpt` and `sender` without angle brackets, sender "" = null."""
 
@@ -80,8 +89,24 @@ class Lookup(Protocol):
         """The forward-confirmed reverse name of an address, "" where it has none or it did not answer in time."""
         ...
 
-    async def authenticate(self, generation: int, table: str, user: str, password: str) -> bool:
-        """Check a password against a credentials table, or system users for AUTH_SYSTEM. TempFail if it cannot tell."""
+    async def authenticate(self, login: Login, password: str) -> bool:
+        """Check a password. TempFail if it cannot be told, or if too many logins failed from there."""
+        ...
+
+    async def check_token(self, login: Login, token: str) -> bool:
+        """Check a bearer token against a table of tokens. TempFail as with passwords."""
+        ...
+
+    async def offers_scram(self, generation: int, table: str) -> bool:
+        """Can every user of a credentials table log in by SCRAM-SHA-256?"""
+        ...
+
+    async def scram_salt(self, login: Login) -> tuple[bytes, int]:
+        """Salt and iterations of a user's password (RFC 5802), made up where there is none. TempFail as above."""
+        ...
+
+    async def scram_signature(self, login: Login, message: bytes, proof: bytes) -> bytes:
+        """The server's signature of an AuthMessage, b"" where the client's proof does not fit. TempFail as above."""
         ...
 
     async def may_send_as(self, generation: int, table: str, user: str, sender: str) -> bool:

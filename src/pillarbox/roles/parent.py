@@ -36,8 +36,16 @@ class System(Protocol):
         """
         ...
 
-    async def check_password(self, user: str, password: str) -> bool:
-        """A system user's password, in a child with a deadline."""
+    async def check_password(self, user: str, password: str, service: str, address: str) -> bool:
+        """A system user's password, in a child with a deadline: by the PAM service, or with "" by shadow(5).
+
+        `address`: the client's, for PAM's rules and log. Of a locked or expired account, or once it has itself expired,
+        it does not fit.
+        """
+        ...
+
+    async def login_secret(self) -> bytes:
+        """A secret that lasts as long as the state directory: what made-up salts are derived from."""
         ...
 
     async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:

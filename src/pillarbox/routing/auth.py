@@ -1,4 +1,5 @@
-"""Passwords: does one fit a stored hash? Every hash that crypt(3) knows, bcrypt and argon2; never plain text.
+"""Passwords: does one fit a stored hash? Every hash that crypt(3) knows, bcrypt, argon2 and SCRAM verifiers;
+never plain text.
 
 Hashing takes long by design, so it is done in a few threads of its own: guessers queue up behind each other, not
 before lookups. An unknown user costs as much as a wrong password.
@@ -13,6 +14,7 @@ import argon2
 import bcrypt
 
 from pillarbox.errors import TempFail
+from pillarbox.smtp.sasl import verifier
 
 MAX_PASSWORD = 1024  # bytes
 THREADS = 2
@@ -61,6 +63,8 @@ class Passwords:
             return _fits_argon2(password, stored)
         if stored.startswith(_BCRYPT):
             return _fits_bcrypt(password, stored)
+        if stored.startswith(verifier.PREFIX):
+            return _fits_scram(password, stored)
         return self._fits_crypt(password, stored)
 
     def close(self) -> None:
@@ -90,6 +94,13 @@ def _fits_bcrypt(password: bytes, stored: str) -> bool:
     try:
         # Every implementation takes the first 72 bytes; the library refuses longer ones.
         return bcrypt.checkpw(password[:72], stored.encode())
+    except ValueError:
+        return False
+
+
+def _fits_scram(password: bytes, stored: str) -> bool:
+    try:
+        return verifier.parse(stored).fits(password.decode("utf-8", "surrogateescape"))
     except ValueError:
         return False
 

@@ -16,18 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from pillarbox.conf import model
-from pillarbox.conf.model import AUTH_SYSTEM, Config
+from pillarbox.conf.model import AUTH_SYSTEM, Config, pam_service
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
 from pillarbox.mail.seal import seal
 from pillarbox.roles.explain import Explanation, Question
-from pillarbox.roles.lookup import Expansion, MxHost, Recipient, User
+from pillarbox.roles.lookup import Expansion, Login, MxHost, Recipient, User
 from pillarbox.roles.parent import System
 from pillarbox.routing.aliases import parse_addresses
-from pillarbox.routing.auth import Passwords
 from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
 from pillarbox.routing.explain import Explainer
+from pillarbox.routing.logins import Logins
 from pillarbox.routing.planning import Plans
 from pillarbox.routing.ruleset import Ruleset
 from pillarbox.tables.db import DbTable
@@ -101,7 +101,7 @@ class Lookup:
         self._program_of = program_of
         self._opened = False
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
-        self._passwords = Passwords()
+        self._logins = Logins(system=system, now=now, local_addresses=local_addresses)
         self._generations: dict[int, _Generation] = {}
         self._current = config.generation
         self._no_forward: dict[User, float] = {}  # since when we know
@@ -142,7 +142,7 @@ class Lookup:
     def close(self) -> None:
         """Stop the threads; what waits for them is cancelled."""
         self._names.shutdown(wait=False, cancel_futures=True)
-        self._passwords.close()
+        self._logins.close()
 
     def _open_table(self, config: Config, table: model.Table) -> Table:
         return open_table(
@@ -231,24 +231,35 @@ class Lookup:
 
     # -- users
 
-    async def authenticate(self, generation: int, table: str, user: str, password: str) -> bool:
+    async def authenticate(self, login: Login, password: str) -> bool:
         """Check a password; see `roles.lookup.Lookup`. User names are compared without regard to case."""
-        if table == AUTH_SYSTEM:
-            return await self._check_system_password(user, password)
-        known = self._table(generation, table)
-        if isinstance(known, ProgramTable) and await known.registers(Service.AUTH):
-            # The program takes what is before the first colon for the user: nobody shall be somebody else to it.
-            return ":" not in user and await known.match(Service.AUTH, f"{user.lower()}:{password}")
-        value = await known.lookup(Service.CREDENTIALS, user)
-        stored = None if value is None else parse_credentials(user, value)[1]
-        return await self._passwords.check(password, stored, decoy=await _any_value(known))
+        config = self._generation(login.generation).config
+        if login.table == AUTH_SYSTEM or pam_service(login.table):
+            return await self._logins.check_system_password(config, login, password)
+        return await self._logins.check_password(config, self._login_table(login), login, password)
 
-    async def _check_system_password(self, user: str, password: str) -> bool:
-        try:
-            async with asyncio.timeout(SYSTEM_DEADLINE):
-                return await self._system.check_password(user, password)
-        except TimeoutError:
-            raise TempFail(f"the password of {user} was not checked in time") from None
+    async def check_token(self, login: Login, token: str) -> bool:
+        """See `roles.lookup.Lookup`."""
+        config = self._generation(login.generation).config
+        return await self._logins.check_token(config, self._login_table(login), login, token)
+
+    async def offers_scram(self, generation: int, table: str) -> bool:
+        """See `roles.lookup.Lookup`."""
+        found = self._generation(generation).tables.get(table)
+        return found is not None and self._logins.offers_scram(found)
+
+    async def scram_salt(self, login: Login) -> tuple[bytes, int]:
+        """See `roles.lookup.Lookup`."""
+        config = self._generation(login.generation).config
+        return await self._logins.salt(config, self._login_table(login), login)
+
+    async def scram_signature(self, login: Login, message: bytes, proof: bytes) -> bytes:
+        """See `roles.lookup.Lookup`."""
+        config = self._generation(login.generation).config
+        return await self._logins.signature(config, self._login_table(login), login, message, proof)
+
+    def _login_table(self, login: Login) -> Table:
+        return self._table(login.generation, login.table)
 
     async def may_send_as(self, generation: int, table: str, user: str, sender: str) -> bool:
         """Does the senders table allow this user this address? The null sender is allowed to nobody."""
@@ -350,13 +361,6 @@ class Lookup:
             return
         opened = self._open_table(generation.config, _with_entries(table, entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
-
-
-async def _any_value(table: Table) -> str:
-    """A value of the table: what the hash of a user who is not in it is compared with."""
-    if isinstance(table, DbTable):
-        return await table.any_value()
-    return table.any_value() if isinstance(table, MemoryTable) else ""
 
 
 def _open_all(tables: dict[str, Table]) -> None:

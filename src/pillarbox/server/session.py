@@ -12,14 +12,14 @@ from typing import Any, cast
 
 from pillarbox.conf.model import Config, Listener
 from pillarbox.roles.lookup import Client
-from pillarbox.server import dispatch
+from pillarbox.server import dispatch, mechanisms
 from pillarbox.server.commands import hello
 from pillarbox.server.services import Peer, Services
 from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import Verb
 from pillarbox.smtp.replies import Reply
-from pillarbox.smtp.sasl import Exchange
+from pillarbox.smtp.sasl.exchange import Exchange
 from pillarbox.smtp.server_protocol import ServerProtocol
 from pillarbox.smtp.states import State
 
@@ -66,6 +66,8 @@ class Session(asyncio.Protocol):
         self.verified = False
         self.username = peer.username
         self.authenticated = peer.address == "local"
+        self.mechanisms: tuple[str, ...] | None = None  # of AUTH, once it was asked which
+        self.failed_logins = 0
         self.hostname: str | None = peer.hostname
         self.mails = 0
         self.committing = False
@@ -116,6 +118,13 @@ class Session(asyncio.Protocol):
             assert self._name is not None
             self.hostname = await asyncio.shield(self._name)
         return self.hostname
+
+    async def offered_mechanisms(self) -> tuple[str, ...]:
+        """The mechanisms of AUTH, asked for once."""
+        if self.mechanisms is None:
+            found = self.tls_object()
+            self.mechanisms = await mechanisms.offered(self.services.lookup, self.config, self.listener, found)
+        return self.mechanisms
 
     def client(self, hostname: str) -> Client:
         """Who asks, for the ruleset."""

@@ -4,14 +4,21 @@ Keys are handed to a dispatcher as bytes or as paths such as `/proc/self/fd/N`; 
 generation of the configuration. Of several `pki` the client's SNI chooses; the first is for everybody else.
 """
 
+import hashlib
 import os
 import ssl
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pillarbox.conf.model import Config, Listener, TlsMode
 from pillarbox.errors import PermFail
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+TLS_UNIQUE, TLS_END_POINT = "tls-unique", "tls-server-end-point"
 
 # libtls' words for cipher suites in OpenSSL's; anything else is passed on as it is.
 _CIPHERS = {
@@ -42,6 +49,13 @@ Vyt287G5XYyFg9PkdwU2uE8BfnDm+/F2YBoCZpQaF7DIuX9OdMLB/8cniRl3eUDB
 4f8djaY31rmd2v5eF2EQAuLHeMG+i0HZY3mlE2DZd/1ENaEcMJQuS///////////
 -----END X9.42 DH PARAMETERS-----
 """
+
+
+class ListenerContext(ssl.SSLContext):
+    """A context that knows the certificate that it shows, for `tls-server-end-point`."""
+
+    certificate: bytes | str = b""  # as in `Material`
+    end_point: bytes | None = None  # None: not calculated yet
 
 
 class Material(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,14 +90,23 @@ def build_context(
         if len(contexts) > 1:
             _choose_by_name(contexts[0], _by_name(contexts, chosen))
     except (OSError, ValueError, KeyError) as error:
-        raise PermFail(f"{config.file}:{listener.line}: listen on {listener.interface}: TLS: {error}") from error
+        raise PermFail(
+            f"{config.file}:{listener.line}: listen on {listener.interface}: TLS: {_reason(error)}"
+        ) from error
     return contexts[0]
+
+
+def _reason(error: Exception) -> str:
+    """What OpenSSL says, which `ssl` wraps in a tuple where it is no code."""
+    inner = error.args[0] if len(error.args) == 1 else error
+    return str(inner[0] if isinstance(inner, tuple) and inner else inner)
 
 
 def _context(
     listener: Listener, config: Config, material: Material, authorities: Mapping[str, bytes | str]
 ) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ListenerContext(ssl.PROTOCOL_TLS_SERVER)
+    context.certificate = material.cert
     context.minimum_version, context.maximum_version = parse_protocols(listener.protocols)
     ciphers = listener.ciphers or config.smtp.ciphers
     context.set_ciphers(_CIPHERS.get(ciphers.lower(), ciphers))
@@ -168,19 +191,55 @@ def _by_name(contexts: Sequence[ssl.SSLContext], materials: Sequence[Material]) 
     return found
 
 
-def _certificate_names(content: bytes | str) -> list[str]:
-    from cryptography import x509  # noqa: PLC0415 - 2.5 MB a process, wanted with several pki only
+def _certificate(content: bytes | str) -> "x509.Certificate":
+    from cryptography import x509  # noqa: PLC0415 - 2.5 MB a process, wanted by few
 
     if isinstance(content, str):
         with open(content, "rb") as file:
             content = file.read()
-    certificate = x509.load_pem_x509_certificate(content)
+    return x509.load_pem_x509_certificate(content)
+
+
+def _certificate_names(content: bytes | str) -> list[str]:
+    from cryptography import x509  # noqa: PLC0415 - as above
+
+    certificate = _certificate(content)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         subject = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         return [str(attribute.value) for attribute in subject]
     return names.get_values_for_type(x509.DNSName)
+
+
+def channel_bindings(connection: ssl.SSLObject) -> dict[str, bytes]:
+    """What ties an exchange to this connection (RFC 5929), by type; `tls-exporter` Python's `ssl` does not tell.
+
+    `tls-unique` means nothing with TLS 1.3 (RFC 9266 §3).
+    """
+    bindings: dict[str, bytes] = {}
+    unique = connection.get_channel_binding("tls-unique") if connection.version() == "TLSv1.2" else None
+    if unique:
+        bindings[TLS_UNIQUE] = unique
+    context = connection.context  # the one that SNI chose
+    if isinstance(context, ListenerContext):
+        if context.end_point is None:
+            context.end_point = _end_point(context.certificate)
+        if context.end_point:
+            bindings[TLS_END_POINT] = context.end_point
+    return bindings
+
+
+def _end_point(content: bytes | str) -> bytes:
+    """The hash of the certificate by the hash of its signature, SHA-256 at least (RFC 5929 §4.1); b"" without one."""
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
+
+    certificate = _certificate(content)
+    signed_by = certificate.signature_hash_algorithm
+    if signed_by is None:
+        return b""
+    name = "sha256" if signed_by.name in ("md5", "sha1") else signed_by.name
+    return hashlib.new(name, certificate.public_bytes(Encoding.DER)).digest()
 
 
 def _choose_by_name(default: ssl.SSLContext, contexts: Mapping[str, ssl.SSLContext]) -> None:

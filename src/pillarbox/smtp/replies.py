@@ -88,6 +88,7 @@ TLS_FIRST = Reply(530, f"{_INVALID_COMMAND}: Must issue a STARTTLS command first
 AUTH_FIRST = Reply(530, f"{_INVALID_COMMAND}: Must issue an AUTH command first")
 ALREADY_AUTHENTICATED = Reply(503, f"{_INVALID_COMMAND}: Already authenticated")
 AUTH_FAILED = Reply(535, "Authentication failed")
+TOO_MANY_LOGINS = Reply(421, "4.7.0 Too many failed logins", closes=True)
 AUTH_TEMPFAIL = Reply(454, "4.7.0 Temporary authentication failure")  # RFC 4954 §6
 
 BAD_SENDER = Reply(553, "5.1.0 Sender address syntax error")

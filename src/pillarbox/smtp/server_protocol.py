@@ -12,6 +12,7 @@ import msgspec
 from pillarbox.smtp.data import ChunkReader, DataReader, LineTooLong, Problem
 
 COMMAND_MAX = 2047  # bytes without CRLF, as the reference; RFC 5321 §4.5.3.1.4 asks for 512
+AUTH_MAX = 12288  # bytes likewise, where bearer tokens are taken (RFC 4954 §4)
 LINE_MAX = 65535
 
 
@@ -72,9 +73,9 @@ class _Chunk:
 
 
 class ServerProtocol:
-    """One connection."""
+    """One connection. `command_max`: the longest line but for messages, without CRLF."""
 
-    __slots__ = ("_buffer", "_chunk", "_chunks", "_data", "_dead")
+    __slots__ = ("_buffer", "_chunk", "_chunks", "_data", "_dead", "command_max")
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -82,6 +83,7 @@ class ServerProtocol:
         self._chunk: _Chunk | None = None
         self._chunks: ChunkReader | None = None  # of the message that has begun
         self._dead = False
+        self.command_max = COMMAND_MAX
 
     @property
     def buffered(self) -> int:
@@ -132,7 +134,7 @@ class ServerProtocol:
             return self._fault(Fault.LINE_TOO_LONG)
         if end == 0 or buffer[end - 1] != 13:
             return self._fault(Fault.BARE_NEWLINE)
-        if end - 1 > COMMAND_MAX:
+        if end - 1 > self.command_max:
             return self._fault(Fault.COMMAND_TOO_LONG)
         self._buffer = buffer[end + 1 :]
         return Line(buffer[: end - 1])

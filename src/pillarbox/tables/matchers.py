@@ -243,6 +243,11 @@ def build_matcher(
     return StringMatcher(sources)
 
 
+def regex_fault(pattern: str) -> str:
+    """Why a regular expression never matches: RE2 does not know it, or it is too large; "" where it is fine."""
+    return _reason(_encode(pattern))
+
+
 def _add(masks: dict[str, int] | dict[int, int], key: str | int, mask: int) -> None:
     target: dict[str | int, int] = masks  # type: ignore[assignment]
     old = target.get(key)
@@ -288,5 +293,5 @@ def _reason(pattern: bytes) -> str:
         re2.compile(pattern, _options())
     except re2.error as error:
         reason = error.args[0] if error.args else ""
-        return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        return (reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)) or "not a pattern"
     return ""

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pillarbox.errors import TempFail
 from pillarbox.roles.lookup import User
+from pillarbox.smtp.sasl.verifier import PREFIX as SCRAM
 
 ID_MAX = 2**32 - 2  # uid_t and gid_t; -1 means "no change" to chown(2) and setuid(2)
 
@@ -51,7 +52,7 @@ def parse_credentials(key: str, value: str) -> tuple[str, str]:
     if len(value) < 3:
         raise TempFail(f'credentials of "{key}" are too short')
     user, colon, password = value.partition(":")
-    if not colon:
+    if not colon or value.startswith(SCRAM):  # which has colons of its own
         return key, value
     if not user or not password:
         raise TempFail(f'credentials of "{key}": expected user:password')

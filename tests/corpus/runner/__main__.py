@@ -1,7 +1,8 @@
 """`python -m tests.corpus.runner`: run cases, print what differs from the recording and a table.
 
 Options: `--dir DIR`, `--kind KIND`, `-k TEXT`, `--wiring one|many`. As root, in a sandbox (`tests/sandbox.py`).
-Exit status 0 where every case that is judged is as recorded.
+`--reference` plays the dialogues against Debian's OpenSMTPD instead; with `--record FILE` what it answers is written.
+Exit status 0 where every case that is judged is as recorded, 1 where one is not, 2 where there is none.
 """
 
 import argparse
@@ -9,7 +10,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from bench.servers import Missing
 from tests import sandbox
+from tests.corpus.runner import reference
 from tests.corpus.runner.cases import HERE, pending
 from tests.corpus.runner.ctl import SEQUENCES
 from tests.corpus.runner.judge import JUDGES, ONE_WIRING
@@ -27,13 +30,18 @@ def main() -> int:
     parser.add_argument("--kind", default="", help="config, dialog, expand, delivery, relay, ctl, …; default: all")
     parser.add_argument("-k", dest="text", default="", help="only cases whose id contains this")
     parser.add_argument("--wiring", choices=WIRINGS, help="default: both")
+    parser.add_argument("--reference", action="store_true", help="play dialogues against Debian's OpenSMTPD instead")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write cases with the reference's answers")
     options = parser.parse_args()
+    options.record = options.record and options.record.resolve()
     options.dir = options.dir.resolve()
     try:
         sandbox.enter()
     except sandbox.Refused as refused:
         print(f"corpus: {refused}", file=sys.stderr)
         return 2
+    if options.reference or options.record:
+        return _reference(options)
     rows: list[tuple[str, list[Verdict]]] = []
     for wiring in [WIRINGS[options.wiring]] if options.wiring else list(Wiring):
         for kind in kinds_of(options.kind):
@@ -42,7 +50,29 @@ def main() -> int:
             verdicts = _run(kind, wiring, options)
             if verdicts:
                 rows.append((f"{kind} ({wiring})", verdicts))
+    if not rows:  # a name misspelt is no success
+        print(f"corpus: no such cases in {options.dir}", file=sys.stderr)
+        return 2
     return _table(rows)
+
+
+def _reference(options: argparse.Namespace) -> int:
+    """What another server answers is news, not a failure."""
+    cases = select(options.dir, "dialog", options.text)
+    try:
+        if options.record:
+            reference.record(cases, options.record)
+            return 0
+        verdicts = []
+        for verdict in reference.differences(cases):
+            verdicts.append(verdict)
+            if verdict.wrong:
+                print(f"{verdict.case.name}: {verdict.wrong}", flush=True)
+    except (Missing, RuntimeError) as error:
+        print(f"corpus: {error}", file=sys.stderr)
+        return 2
+    _table([("dialog (OpenSMTPD)", verdicts)])
+    return 0
 
 
 def _run(kind: str, wiring: Wiring, options: argparse.Namespace) -> list[Verdict]:

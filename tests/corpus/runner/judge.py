@@ -54,10 +54,14 @@ def judge_dialog(case: Case, stage: Stage) -> str:
 def play_sessions(sessions: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """Play recorded sessions one after the other and compare the replies."""
     for want in sessions:
-        bare = [{k: v for k, v in step.items() if k not in _ANSWERS} for step in want]
-        if bad := compare.dialog(play(bare), want):
+        if bad := compare.dialog(play(bare(want)), want):
             return bad
     return ""
+
+
+def bare(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The steps of a session without what was answered."""
+    return [{k: v for k, v in step.items() if k not in _ANSWERS} for step in steps]
 
 
 def judge_expand(case: Case, stage: Stage) -> str:

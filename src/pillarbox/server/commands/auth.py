@@ -1,21 +1,38 @@
-"""AUTH (RFC 4954): run the exchange, have the credentials checked, answer unknown users and wrong passwords alike."""
+"""AUTH (RFC 4954): run the exchange, ask lookup, answer unknown users and wrong passwords alike."""
 
 import asyncio
 import re
-from collections.abc import Coroutine
+import secrets
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pillarbox.errors import TempFail
+from pillarbox.roles.lookup import Login
 from pillarbox.server.commands.hello import offers_auth
+from pillarbox.server.tls import channel_bindings
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import BadSyntax, Verb
 from pillarbox.smtp.replies import Reply
-from pillarbox.smtp.sasl import MECHANISMS, Challenge, Credentials
+from pillarbox.smtp.sasl.exchange import (
+    Answer,
+    AskSalt,
+    Challenge,
+    CheckPassword,
+    CheckProof,
+    CheckToken,
+    Circumstances,
+    Failure,
+    Question,
+    Success,
+)
+from pillarbox.smtp.sasl.mechanisms import MECHANISMS, SCRAM_PLUS
 
 if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
 _MECHANISM = re.compile(r"[A-Z0-9_-]{1,20}|[a-z0-9_-]{1,20}")  # RFC 4422 §3.1; anything else may be a password
+
+Work = Coroutine[Any, Any, Reply | None]
 
 
 def check(session: "Session", args: str | None) -> Reply | None:
@@ -27,18 +44,34 @@ def check(session: "Session", args: str | None) -> Reply | None:
     return replies.NO_PARAMETERS_GIVEN if args is None else None
 
 
-def proceed(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply | None]:
-    """Begin an exchange."""
+def proceed(session: "Session", args: str) -> Reply | Work:
+    """Begin an exchange; after a HELO nobody has asked yet which ones there are."""
+    if session.mechanisms is None:
+        return _ask_and_begin(session, args)
+    return _begin(session, args, session.mechanisms)
+
+
+async def _ask_and_begin(session: "Session", args: str) -> Reply | None:
+    outcome = _begin(session, args, await session.offered_mechanisms())
+    return outcome if isinstance(outcome, Reply) else await outcome
+
+
+def _begin(session: "Session", args: str, offered: Sequence[str]) -> Reply | Work:
     name, _, initial = args.replace("\t", " ").partition(" ")
-    mechanism = MECHANISMS.get(name.upper())
-    if mechanism is None:
+    if name.upper() not in offered:
         return replies.unsupported_mechanism(name) if _MECHANISM.fullmatch(name) else replies.SYNTAX_ERROR
-    session.exchange = mechanism()
+    session.exchange = MECHANISMS[name.upper()](
+        Circumstances(
+            nonce=secrets.token_urlsafe(18),
+            bindings=channel_bindings(session.tls_object()) if name.upper() == SCRAM_PLUS else {},
+            plus=SCRAM_PLUS in offered,
+        )
+    )
     return respond(session, initial or None)
 
 
-def respond(session: "Session", line: str | None) -> Reply | Coroutine[Any, Any, Reply | None]:
-    """The next step of the exchange."""
+def respond(session: "Session", line: str | None) -> Reply | Work:
+    """The next line of the exchange."""
     assert session.exchange is not None
     session.verb = Verb.AUTH
     session.command = session.exchange.label()
@@ -47,30 +80,66 @@ def respond(session: "Session", line: str | None) -> Reply | Coroutine[Any, Any,
     except BadSyntax:  # `*` cancels, and is no base64 either
         session.exchange = None
         return replies.SYNTAX_ERROR
+    if isinstance(step, Challenge | Success | Failure):
+        return _take(session, step)
+    return _ask(session, step)
+
+
+def _take(session: "Session", step: Challenge | Success | Failure) -> Reply:
     if isinstance(step, Challenge):
         return replies.challenge(step.text)
     session.exchange = None
-    return _authenticate(session, step)
+    if isinstance(step, Failure):
+        return _failed(session)
+    session.event("smtp authentication", user=_visible(step.user), result="ok")
+    session.username, session.authenticated = step.user, True
+    return replies.AUTHENTICATED
 
 
-async def _authenticate(session: "Session", credentials: Credentials) -> Reply:
-    services, user = session.services, _visible(credentials.user)
+async def _ask(session: "Session", question: Question) -> Reply:
+    """Have lookup answer a question, and go on with the answer."""
+    # It goes on only with an answer: whatever goes wrong meanwhile ends it, and the next line is a command.
+    exchange, session.exchange = session.exchange, None
+    assert exchange is not None
+    user, log = _visible(question.user), session.services.log
     try:
-        known = await services.lookup.authenticate(
-            session.config.generation, session.listener.auth, credentials.user, credentials.password
-        )
+        answer = await _answer(session, question)
     except TempFail as error:
         session.event("smtp authentication", user=user, result="tempfail")
-        services.log.warn(f"smtp: {session.id:016x}: authentication: {error}")
-        return replies.AUTH_TEMPFAIL
-    if not known:
+        log.warn(f"smtp: {session.id:016x}: authentication: {error}")
+        return _failed(session, replies.AUTH_TEMPFAIL)
+    if not answer:
         session.event("smtp authentication", user=user, result="permfail")
         # Neither the time that a check took nor that of a table without the user can be told from the answer.
-        await asyncio.sleep(services.auth_delay())
-        return replies.AUTH_FAILED
-    session.event("smtp authentication", user=user, result="ok")
-    session.username, session.authenticated = credentials.user, True
-    return replies.AUTHENTICATED
+        await asyncio.sleep(session.services.auth_delay())
+    session.exchange, step = exchange, exchange.answer(answer)
+    assert isinstance(step, Challenge | Success | Failure)
+    return _take(session, step)
+
+
+async def _answer(session: "Session", question: Question) -> Answer:
+    lookup, listener = session.services.lookup, session.listener
+    login = Login(
+        generation=session.config.generation,
+        table=listener.tokens if isinstance(question, CheckToken) else listener.auth,
+        user=question.user,
+        address=session.peer.address,
+    )
+    match question:
+        case CheckPassword():
+            return await lookup.authenticate(login, question.password)
+        case CheckToken():
+            return await lookup.check_token(login, question.token)
+        case AskSalt():
+            return await lookup.scram_salt(login)
+        case CheckProof():
+            return await lookup.scram_signature(login, question.message, question.proof)
+
+
+def _failed(session: "Session", reply: Reply = replies.AUTH_FAILED) -> Reply:
+    """It was nobody; who goes on guessing is hung up on."""
+    session.failed_logins += 1
+    return replies.TOO_MANY_LOGINS if session.failed_logins >= session.config.smtp.max_failed_logins else reply
 
 
 def without_secrets(line: str) -> str:

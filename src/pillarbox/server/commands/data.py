@@ -1,6 +1,6 @@
 """DATA (RFC 5321 §4.1.1.4): take the message, and answer for it only when the queue made it durable."""
 
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pillarbox.errors import TempFail
@@ -95,33 +95,52 @@ async def _append(session: "Session", tx: Transaction, message: Incoming) -> Non
     await session.services.queue.append(tx.msgid, offset, message.take_chunk())
 
 
-async def _commit(session: "Session", tx: Transaction, message: Incoming) -> Reply:
+def _commit(session: "Session", tx: Transaction, message: Incoming) -> Coroutine[Any, Any, Reply]:
     """Our word is given with the 250, so everything is on disk before it."""
     session.committing = True
-    size = message.size
+    if tx.appended or message.wants_streaming():
+        return _commit_streamed(session, tx, message)
+    # Handed over at once: queue works while this process turns to other sessions.
+    return _committed(session, tx, message, session.services.queue.commit(_whole(tx, message, message.take_chunk())))
+
+
+async def _commit_streamed(session: "Session", tx: Transaction, message: Incoming) -> Reply:
     try:
-        if tx.appended or message.wants_streaming():
-            while message.size > message.streamed:
-                await _append(session, tx, message)
-        await session.services.queue.commit(
-            NewMessage(
-                msgid=tx.msgid,
-                size=size,
-                envelopes=tuple[Sealed, ...](tx.envelopes),
-                body=b"" if tx.appended else message.take_chunk(),
-                streamed=tx.appended,
-                eight_bit=message.eight_bit,
-                smtputf8=tx.parameters.smtputf8 and message.utf8_header,
-                require_tls=tx.parameters.require_tls,
-            )
-        )
+        while message.size > message.streamed:
+            await _append(session, tx, message)
+    except BaseException:
+        _end(session)
+        raise
+    return await _committed(session, tx, message, session.services.queue.commit(_whole(tx, message, b"")))
+
+
+async def _committed(session: "Session", tx: Transaction, message: Incoming, done: Awaitable[None]) -> Reply:
+    try:
+        await done
         tx.appended = False  # it is the queue's now
     finally:
-        session.committing = False
-        session.reset()
+        _end(session)
     session.mails += 1
     _log(session, tx, message)
     return replies.accepted(tx.msgid)
+
+
+def _end(session: "Session") -> None:
+    session.committing = False
+    session.reset()
+
+
+def _whole(tx: Transaction, message: Incoming, body: bytes) -> NewMessage:
+    return NewMessage(
+        msgid=tx.msgid,
+        size=message.size,
+        envelopes=tuple[Sealed, ...](tx.envelopes),
+        body=body,
+        streamed=tx.appended,
+        eight_bit=message.eight_bit,
+        smtputf8=tx.parameters.smtputf8 and message.utf8_header,
+        require_tls=tx.parameters.require_tls,
+    )
 
 
 def _log(session: "Session", tx: Transaction, message: Incoming) -> None:

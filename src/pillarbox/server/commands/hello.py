@@ -9,6 +9,7 @@ from pillarbox.conf.model import TlsMode
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import valid_domain
 from pillarbox.smtp.replies import Reply
+from pillarbox.smtp.server_protocol import AUTH_MAX
 from pillarbox.smtp.states import State
 
 if TYPE_CHECKING:
@@ -37,9 +38,16 @@ def helo(session: "Session", args: str) -> Reply:
     return replies.hello(session.name, args, session.peer.shown)
 
 
-def ehlo(session: "Session", args: str) -> Reply:
+def ehlo(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply | None]:
     """Note the name and say what is offered here and now."""
     _identify(session, args, extended=True)
+    if offers_auth(session) and session.mechanisms is None:
+        return _ehlo_with_auth(session, args)
+    return replies.hello(session.name, args, session.peer.shown, extensions(session))
+
+
+async def _ehlo_with_auth(session: "Session", args: str) -> Reply:
+    await session.offered_mechanisms()
     return replies.hello(session.name, args, session.peer.shown, extensions(session))
 
 
@@ -57,8 +65,8 @@ def extensions(session: "Session") -> list[str]:
         offered.append("DSN")
     if offers_starttls(session) and not session.tls:
         offered.append("STARTTLS")
-    if offers_auth(session):
-        offered.append("AUTH PLAIN LOGIN")
+    if offers_auth(session) and session.mechanisms:
+        offered.append(f"AUTH {' '.join(session.mechanisms)}")
     limits = session.config.smtp
     offered += ["SMTPUTF8", "CHUNKING", f"LIMITS MAILMAX={limits.max_mails} RCPTMAX={limits.max_rcpt}"]
     if session.tls:
@@ -72,7 +80,7 @@ def offers_starttls(session: "Session") -> bool:
 
 
 def offers_auth(session: "Session") -> bool:
-    """Passwords are taken over TLS only."""
+    """Passwords are taken over TLS only, from this machine too, as the reference does."""
     return bool(session.listener.auth and session.tls and not session.authenticated)
 
 
@@ -112,6 +120,8 @@ def secured(session: "Session") -> None:
     cipher, _, bits = found.cipher() or ("unknown", "", 0)
     session.tls = f"{found.version()}:{cipher}:{bits}"
     session.event("smtp tls", ciphers=session.tls)
+    if session.listener.tokens:
+        session.core.command_max = AUTH_MAX
     session.verified = session.listener.tls_verify
     certificate = found.getpeercert(binary_form=True)
     if certificate:

@@ -1,13 +1,16 @@
 """RCPT TO (RFC 5321 §4.1.1.3): lookup says who receives; its sealed envelopes are kept for the commit."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Coroutine
+from typing import TYPE_CHECKING, Any
 
-from pillarbox.roles.lookup import Recipient
+from pillarbox.roles.lookup import Expansion, Recipient
+from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import (
     BadNotify,
     BadOrcpt,
     BadSyntax,
+    RcptParameters,
     UnknownOption,
     parse_path,
     parse_rcpt_parameters,
@@ -32,11 +35,10 @@ def check(session: "Session", args: str | None) -> Reply | None:
     return None
 
 
-async def proceed(session: "Session", args: str) -> Reply:
+def proceed(session: "Session", args: str) -> Reply | Coroutine[Any, Any, Reply]:
     """Expand the recipient and keep its envelopes."""
-    tx = session.tx
-    assert tx is not None
-    utf8 = tx.parameters.smtputf8
+    assert session.tx is not None
+    utf8 = session.tx.parameters.smtputf8
     rcpt, rest = parse_path(args, default_domain=session.name, utf8=utf8)
     try:
         parameters = parse_rcpt_parameters(rest, dsn=not session.listener.no_dsn, utf8=utf8)
@@ -46,9 +48,23 @@ async def proceed(session: "Session", args: str) -> Reply:
         return replies.NOTIFY_NEVER
     except BadOrcpt:
         return replies.BAD_ORCPT
+    if session.hostname is None:
+        return _wait(session, session.tx, rcpt, parameters)
+    # Asked at once: lookup works while this process turns to other sessions.
+    return _expanded(session, session.tx, rcpt, _expand(session, session.tx, rcpt, parameters))
+
+
+async def _wait(session: "Session", tx: Transaction, rcpt: str, parameters: RcptParameters) -> Reply:
+    await session.reverse_name()
+    return await _expanded(session, tx, rcpt, _expand(session, tx, rcpt, parameters))
+
+
+def _expand(
+    session: "Session", tx: Transaction, rcpt: str, parameters: RcptParameters
+) -> Coroutine[Any, Any, Expansion]:
     request = Recipient(
         generation=session.config.generation,
-        client=session.client(await session.reverse_name()),
+        client=session.client(session.hostname or ""),
         msgid=tx.msgid,
         sender=tx.sender,
         rcpt=rcpt,
@@ -57,8 +73,12 @@ async def proceed(session: "Session", args: str) -> Reply:
         dsn_ret=tx.parameters.ret,
         dsn_envid=tx.parameters.envid,
     )
-    expansion = await session.services.lookup.expand(request)
+    return session.services.lookup.expand(request)
+
+
+async def _expanded(session: "Session", tx: Transaction, rcpt: str, answer: Awaitable[Expansion]) -> Reply:
+    expansion = await answer
     if expansion.code != 250:
-        return replies.expansion_refused(expansion.code, expansion.text, utf8=utf8)
+        return replies.expansion_refused(expansion.code, expansion.text, utf8=tx.parameters.smtputf8)
     tx.add(rcpt, expansion.envelopes)
     return replies.RECIPIENT_OK
