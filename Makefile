@@ -4,7 +4,7 @@ HOME_DIR := $(shell tools/setup where)
 BIN := $(HOME_DIR)/venv/bin
 WORKERS ?= 4
 
-.PHONY: run hello test corpus corpus-reference style types bench setup peers lock
+.PHONY: run hello test corpus corpus-reference soak style types bench setup peers lock
 
 run: setup  ## a mail server on 127.0.0.1:2525, in the foreground
 	@exec tools/run
@@ -25,6 +25,9 @@ corpus: setup  ## recorded behaviour: make corpus [DIR=folder] [KIND=dialog] [K=
 corpus-reference: setup peers  ## the same dialogues against Debian's OpenSMTPD: [DIR=folder] [K=text] [RECORD=file]
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner --reference \
 	    $(if $(DIR),--dir "$(DIR)") $(if $(K),-k "$(K)") $(if $(RECORD),--record "$(RECORD)")
+
+soak: setup  ## honest mail beside 200 clients that misbehave, for half an hour: make soak [SOAK="--minutes 5 --wiring one"]
+	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.soak $(SOAK)
 
 style: setup
 	@$(BIN)/ruff check -q && $(BIN)/ruff format -q --check && echo "style: ok"

@@ -12,14 +12,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import latency
 from bench.disk import fresh_disk
-from bench.load import Idle, Sink, Source
-from bench.servers import LOCAL, REMOTE, SERVERS, Missing, Pillarbox, Server, settle
+from bench.idle import Idle, raise_descriptors
+from bench.load import Sink, Source
+from bench.servers import LOCAL, PORT, REMOTE, SERVERS, Missing, Pillarbox, Server, settle
 from tests import sandbox
 
 _DEADLINE = 180.0  # seconds a run may take
 _WARMUP = 100  # messages
 _MEMORY_DISPATCHERS = 2
+_CONNECTIONS = 1500  # of a run that measures latency
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a fifth of the messages, twice: to see that it works")
+    parser.add_argument("--histogram", action="store_true", help="print how long connections took, of every run")
     options = parser.parse_args()
     if not Path("/usr/sbin/smtp-source").exists():
         print("bench: needs smtp-source and smtp-sink (Debian: postfix): tools/setup peers, as root", file=sys.stderr)
@@ -69,6 +73,11 @@ def main() -> int:
     if options.only in "memory":
         for name in names:
             _measure_memory(name, rates)
+    if options.only in "latency":
+        for _ in range(reps):
+            for way in latency.WAYS:
+                for name in names:
+                    _measure_latency(name, way, _CONNECTIONS // share, rates, show=options.histogram)
     print(table(rates, names))
     return 0
 
@@ -134,9 +143,25 @@ def _finish(source: Source, undelivered: Callable[[], bool]) -> None:
         source.stop()
 
 
+def _measure_latency(name: str, way: str, count: int, rates: Rates, *, show: bool) -> None:
+    try:
+        run = latency.measure(name, way, count)
+    except (Missing, RuntimeError) as failed:
+        _once(f"bench: latency of {name}, {way}, left out: {failed}")
+        return
+    row = f"latency, one 4 KB message a connection, {way}"
+    rates[f"{row}: connections/s"][name].append(run.rate)
+    rates[f"{row}: median ms"][name].append(run.quantile(0.5))
+    rates[f"{row}: p99 ms"][name].append(run.quantile(0.99))
+    rates[f"{row}: CPU ms/connection"][name].append(run.cpu)
+    if show:
+        print(f"{name}, {way}:\n{latency.histogram(run.taken)}")
+
+
 def _measure_memory(name: str, rates: Rates) -> None:
     with ExitStack() as stack:
         disk = stack.enter_context(fresh_disk(1024))
+        raise_descriptors(500)
         server = SERVERS[name](disk.root / name, deliver=False)
         if isinstance(server, Pillarbox):
             server.dispatchers = _MEMORY_DISPATCHERS
@@ -145,8 +170,9 @@ def _measure_memory(name: str, rates: Rates) -> None:
             stack.callback(server.stop)
             settle(2)
             idle = server.memory()
-            connections = Idle(500)
+            connections = Idle(PORT, at_once=1)  # OpenSMTPD's listen backlog is 5
             stack.callback(connections.close)
+            connections.open(500)
             settle(2)
             busy = server.memory()
         except (Missing, RuntimeError, OSError) as failed:

@@ -1,8 +1,5 @@
 """Load: Postfix's `smtp-source` in several processes, and `smtp-sink` to relay to."""
 
-import contextlib
-import resource
-import socket
 import subprocess
 import time
 
@@ -78,36 +75,3 @@ class Sink:
         """End it."""
         self.process.kill()
         self.process.wait()
-
-
-class Idle:
-    """`count` connections that said EHLO and now do nothing."""
-
-    def __init__(self, count: int) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(count + 200, hard)), hard))
-        self.connections: list[socket.socket] = []
-        for number in range(count):
-            source = f"127.0.1.{1 + number % 250}"
-            connection = socket.create_connection(("127.0.0.1", PORT), 20, source_address=(source, 0))
-            self.connections.append(connection)
-            _expect(connection, b"220")
-            connection.sendall(b"EHLO client.bench.test\r\n")
-            _expect(connection, b"250")
-
-    def close(self) -> None:
-        """Hang up."""
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.close()
-
-
-def _expect(connection: socket.socket, code: bytes) -> None:
-    data = b""
-    while not (data.endswith(b"\n") and data.splitlines()[-1][3:4] == b" "):
-        more = connection.recv(4096)
-        if not more:
-            raise RuntimeError(f"closed after {data!r}")
-        data += more
-    if not data.startswith(code):
-        raise RuntimeError(f"{data!r} instead of {code!r}")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.system.certificates import write_pair
 from tests.system.server import BIN, answers, bound_ports, kill, tree, wait_for
 
 PORT, SINK_PORT = 20125, 20126
@@ -34,13 +35,13 @@ class Missing(Exception):
 
 
 class Server:
-    """One server in one folder. `deliver`: False holds everything in the queue."""
+    """One server in one folder. `deliver`: False holds everything in the queue; `tls`: it offers STARTTLS."""
 
     name = ""
     durable = True
 
-    def __init__(self, folder: Path, *, deliver: bool) -> None:
-        self.folder, self.deliver = folder, deliver
+    def __init__(self, folder: Path, *, deliver: bool, tls: bool = False) -> None:
+        self.folder, self.deliver, self.tls = folder, deliver, tls
         self.maildir = folder / "mail/Maildir"
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "log"
@@ -53,6 +54,20 @@ class Server:
     def setup(self) -> None:
         """Write the configuration. Raises Missing."""
         raise NotImplementedError
+
+    def certificate(self) -> tuple[Path, Path]:
+        """A certificate (ECDSA) and its key."""
+        cert, key = self.folder / "cert.pem", self.folder / "key.pem"
+        write_pair(cert, key, "mx.bench.test")
+        return cert, key
+
+    def listener(self) -> str:
+        """The listener in the grammar of smtpd.conf(5)."""
+        plain = f"listen on 127.0.0.1 port {PORT} hostname mx.bench.test"
+        if not self.tls:
+            return plain + "\n"
+        cert, key = self.certificate()
+        return f'pki "mx" cert "{cert}"\npki "mx" key "{key}"\n{plain} tls pki "mx"\n'
 
     def start(self) -> None:
         """Start it and wait until it listens. Raises RuntimeError with the log."""
@@ -151,7 +166,7 @@ class Pillarbox(Server):
         self.conf = self.folder / "smtpd.conf"
         self.conf.write_text(
             f"smtp limit max-mails 1000000\n{_LIMITS}"
-            f"listen on 127.0.0.1 port {PORT} hostname mx.bench.test\n"
+            f"{self.listener()}"
             f'action "local" maildir "{self.maildir}" virtual {{ "@" = {self.user} }}\n'
             f'action "out" relay host smtp://127.0.0.1:{SINK_PORT}\n'
             'match from any for domain "bench.test" action "local"\nmatch from any for any action "out"\n'
@@ -194,7 +209,7 @@ class OpenSMTPD(Server):
         self.conf = self.folder / "smtpd.conf"
         self.conf.write_text(
             f"smtp limit max-mails 1000000\n{_LIMITS}"
-            f"listen on 127.0.0.1 port {PORT} hostname mx.bench.test\n"
+            f"{self.listener()}"
             f'action "local" maildir "{self.maildir}"\n'
             f'action "out" relay host "smtp://127.0.0.1:{SINK_PORT}"\n'
             'match from any for domain "bench.test" action "local"\nmatch from any for any action "out"\n'
@@ -220,8 +235,17 @@ class Postfix(Server):
         self.queue = make(self.folder / "queue")
         make(self.folder / "data", 0o700, pwd.getpwnam("postfix").pw_uid)
         hold = "smtpd_end_of_data_restrictions = check_client_access static:HOLD\n"
-        (self.conf / "main.cf").write_text(self._main() + ("" if self.deliver else hold))
+        (self.conf / "main.cf").write_text(self._main() + self._tls() + ("" if self.deliver else hold))
         (self.conf / "master.cf").write_text(_master(PORT))
+
+    def _tls(self) -> str:
+        if not self.tls:
+            return ""
+        cert, key = self.certificate()
+        return (
+            f"smtpd_tls_security_level = may\nsmtpd_tls_cert_file = {cert}\nsmtpd_tls_key_file = {key}\n"
+            "smtpd_client_new_tls_session_rate_limit = 0\n"
+        )
 
     def _main(self) -> str:
         return f"""\

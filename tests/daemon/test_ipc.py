@@ -6,7 +6,10 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pillarbox.daemon import ipc, wiring
 from pillarbox.errors import NoSpace, PermFail, TempFail
@@ -182,6 +185,7 @@ def test_a_call_that_is_not_allowed_ends_the_peer() -> None:
         struct.pack(">I", ipc.MAX_FRAME + 1),
         struct.pack(">IBIH", 8, 0, 1, 0) + b"\xff",
         struct.pack(">IBIH", 7, 0, 1, 9999),
+        (struct.pack(">IBIH", 8, 0, 1, 2) + b"\x90") * 2,  # one call id for two calls at a time
     ],
 )
 def test_a_bad_frame_ends_the_peer(garbage: bytes) -> None:
@@ -202,6 +206,51 @@ def test_a_bad_frame_ends_the_peer(garbage: bytes) -> None:
         ours.close()
 
     asyncio.run(check())
+
+
+class Dumb(asyncio.Transport):
+    """Takes everything and sends nothing."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    def abort(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def frame(kind: int, call: int, number: int, payload: bytes) -> bytes:
+    return struct.pack(">IBIH", 7 + len(payload), kind, call, number) + payload
+
+
+NESTED = st.integers(1, 2000).map(lambda depth: b"\x91" * depth)
+PAYLOADS = (
+    st.binary(max_size=12) | NESTED | st.sampled_from([msgspec.msgpack.encode(v) for v in ([2], [2, "y"], [b"x"])])
+)
+FRAMES = st.builds(frame, st.integers(0, 4), st.integers(0, 2), st.integers(0, 5), PAYLOADS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FRAMES | st.binary(max_size=20), max_size=8), st.integers(1, 9))
+def test_any_bytes_are_calls_or_end_the_peer_however_they_are_cut(pieces: list[bytes], size: int) -> None:
+    async def served(chunks: list[bytes]) -> tuple[list[object], bool]:
+        seen: list[object] = []
+
+        async def note(*arguments: object) -> None:
+            seen.append(arguments)
+
+        serve = {("echo", name): note for name in INTERFACE.by_service["echo"]}
+        link = ipc.Link(peer="caller", interface=INTERFACE, serve=serve, log=Log(cast(Any, Sink())))
+        link.connection_made(Dumb())
+        for chunk in chunks:
+            if not link.closed:
+                link.data_received(chunk)
+        closed = link.closed
+        await asyncio.sleep(0)
+        link.close()
+        return seen, closed
+
+    data = b"".join(pieces)
+    whole = asyncio.run(served([data]))
+    assert asyncio.run(served([data[i : i + size] for i in range(0, len(data), size)])) == whole
 
 
 def test_an_answer_that_cannot_be_read_fails_its_call_and_ends_the_peer() -> None:

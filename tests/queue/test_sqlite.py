@@ -1,6 +1,7 @@
 """What is particular to the SQLite store: the folder, the schema, the group, and what a crash or a full disk leaves."""
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,6 +277,34 @@ def test_a_cancelled_append_closes_its_file_after_the_write(tmp_path: Path) -> N
             await store.append(6, 1_000_001, b"c")
         await store.close()
         assert files(tmp_path) == []
+
+    run(main)
+
+
+def descriptors(folder: Path) -> int:
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += os.readlink(entry).startswith(f"{folder}/bodies/")
+    return found
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_whenever_an_append_is_cancelled_no_descriptor_stays(tmp_path: Path, steps: int) -> None:
+    async def main() -> None:
+        store = open_store(tmp_path)
+        for msgid in range(20):
+            task = asyncio.get_running_loop().create_task(store.append(msgid, 0, b"a"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await store.discard(msgid)
+        await store.close()  # what its threads had begun or not is done now
+        end = time.monotonic() + 10
+        while (descriptors(tmp_path) or files(tmp_path)) and time.monotonic() < end:  # noqa: ASYNC110 - callbacks
+            await asyncio.sleep(0.01)
+        assert (descriptors(tmp_path), files(tmp_path)) == (0, [])
 
     run(main)
 

@@ -62,7 +62,7 @@ async def answers(chunks: list[bytes]) -> tuple[str, list[str]]:
             await asyncio.sleep(0)
         await w.server.submit_close(handle)
         await reading
-        assert not w.server._sessions or session._task is not None
+        await w.until(lambda: not w.server._sessions)
         assert not any("Traceback" in line for line in w.log)
         bodies = [w.queue.text(i) for i in range(len(w.queue.committed))]
     return re.sub(r"\b[0-9a-f]{8}\b", "<id>", said.decode()), [re.sub(r"[0-9a-f]{8,}", "<id>", b) for b in bodies]

@@ -83,6 +83,14 @@ def test_what_is_missing_is_noted():
     assert process(b"", domain=b"d").block == b""
 
 
+@pytest.mark.parametrize("value", ["\\\n b", "a\\\n\t", "a, b\\\n \n c", "<a\\\n >"])
+def test_a_backslash_at_the_end_of_a_line_does_not_break_it(value):
+    block = f"To: {value}\nX: y\n".replace("\n", "\r\n").encode()
+    made = process(block, domain=b"mail.example.org").block
+    assert made.count(b"\r\n") == block.count(b"\r\n")
+    assert b"\r" not in made.replace(b"\r\n", b"")
+
+
 @given(st.text(alphabet='ab@,;:<>()"\\ \t', max_size=60))
 def test_other_text_of_an_address_field_survives(value):
     before = f"To: {value}\n"

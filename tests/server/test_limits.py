@@ -223,3 +223,16 @@ def test_statistics_have_the_names_of_the_reference():
         assert await w.server.stats() == {"smtp.session": 0, "smtp.session.inet4": 1}
 
     run(scenario)
+
+
+def test_a_client_that_is_gone_before_its_command_was_begun_leaves_nothing():
+    async def scenario(w: World, clock: Clock) -> None:
+        await w.greeted()
+        (session,) = w.server._sessions
+        session.data_received(b"MAIL FROM:<a@x.example>\r\nRCPT TO:<alice@example.org>\r\n")
+        assert session._task is not None  # made, not run yet
+        session.connection_lost(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+        await w.until(lambda: not w.server._sessions)
+        assert not w.lookup.asked
+
+    run(scenario)

@@ -332,6 +332,8 @@ class Link(asyncio.Protocol):
         if handler is None:
             name = self._methods[number].name if number < len(self._methods) else str(number)
             raise _BadFrame(f"{name} is not for {self.peer}")
+        if call in self._serving:  # else one id for all of them would be no bound
+            raise _BadFrame(f"call {call} twice")
         if len(self._serving) >= 2 * MAX_CALLS:
             raise _BadFrame(f"more than {2 * MAX_CALLS} calls at once")
         arguments = self._methods[number].arguments.decode(payload)

@@ -79,15 +79,27 @@ class Bodies:
 
     async def _create(self, msgid: int) -> _Growing:
         loop = asyncio.get_running_loop()
+        creating = loop.run_in_executor(self._executor, _create, self._spool.body_path(msgid))
         try:
-            descriptor = await loop.run_in_executor(self._executor, _create, self._spool.body_path(msgid))
+            descriptor = await asyncio.shield(creating)
         except OSError as error:
             raise _failure(error) from error
+        except asyncio.CancelledError:  # the client is gone, but the thread goes on
+            creating.add_done_callback(functools.partial(self._drop_created, msgid))
+            raise
         if msgid in self._growing:  # two at once for one id: neither can be right
             os.close(descriptor)
             raise TempFail(f"queue: {msgid:08x}: appended twice")
         self._growing[msgid] = _Growing(descriptor)
         return self._growing[msgid]
+
+    def _drop_created(self, msgid: int, creating: "asyncio.Future[int]") -> None:
+        """The file that nobody waited for is there, or could not be made."""
+        if creating.cancelled() or creating.exception() is not None:
+            return
+        os.close(creating.result())
+        if not self.is_busy(msgid):
+            self.unlink([msgid])
 
     async def finish(self, msgid: int, size: int) -> None:
         """Make what was appended durable. TempFail, and it is gone, where its length is not `size`."""
@@ -170,9 +182,9 @@ class Bodies:
             self._forget(msgid)
 
     async def _sync(self, function: Callable[..., None], *args: object) -> None:
-        """Run in a thread. An error other than a lack of room means that the disk fails."""
+        """Run in a thread, to its end whoever waits. An error other than a lack of room means that the disk fails."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, function, *args))
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 self._on_fatal(error)

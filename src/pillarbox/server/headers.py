@@ -11,7 +11,8 @@ import msgspec
 MAX_HOPS = 100
 _ADDRESS_VALUE_MAX = 65535  # bytes of To, Cc or From, as the reference
 _HIDING = re.compile(rb'["(\\]')
-_OUTSIDE = re.compile(rb'"(?:[^"\\]|\\.)*"|\\.|["(\\]', re.DOTALL)
+# A backslash quotes no line end (RFC 5322 §3.2.1): what is put behind it must not come to stand in a CRLF.
+_OUTSIDE = re.compile(rb'"(?:[^"\\]|\\.)*"|\\[^\r\n]|["(\\]', re.DOTALL)
 _IN_COMMENT = re.compile(rb"\\.|[()]", re.DOTALL)
 _LAST_WORD = re.compile(rb"(\S+)\s*\Z")
 _INTERESTING = frozenset((b"bcc", b"to", b"cc", b"from", b"received", b"date", b"message-id"))

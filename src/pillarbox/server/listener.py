@@ -202,8 +202,9 @@ class Server:
             submission.client_gone()
 
     async def log_level(self, verbose: bool) -> None:
-        """`smtpctl log verbose|brief`."""
+        """`smtpctl log verbose|brief`; verbose begins with how much is going on."""
         self._log.verbose = verbose
+        self._log.debug(f"smtp: {len(self._sessions)} sessions, {len(asyncio.all_tasks())} tasks")
 
     # --- accepting --------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ HEAR_OUT_MAX = 256 * 1024  # bytes that a client may still send in that time
 TLS_HANDSHAKE = 60.0
 BUFFER_MAX = 128 * 1024  # bytes read ahead of a command that is being worked on
 PROGRESS = 1024
-_BATCH = 100  # events handled before other sessions get their turn
+_BATCH = 20  # events handled before other sessions get their turn: with 50 busy ones some milliseconds
 _OUTPUT_MAX = 16 * 1024
 _HELD_LOG_MAX = 100
 
@@ -79,6 +79,7 @@ class Session(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._work: Coroutine[Any, Any, Reply | None] | None = None  # what the task does
         self._out: list[bytes] = []
         self._held: list[tuple[str, dict[str, object]]] | None = []
         self._name: asyncio.Future[str] | None = None
@@ -103,6 +104,7 @@ class Session(asyncio.Protocol):
 
     def start(self, work: Coroutine[Any, Any, Reply | None]) -> None:
         """Handle no further event before this is done; its reply is the answer to the command."""
+        self._work = work
         self._task = self._loop.create_task(self._perform(work))
 
     def event(self, what: str, **fields: object) -> None:
@@ -325,10 +327,9 @@ class Session(asyncio.Protocol):
 
     async def _perform(self, work: Coroutine[Any, Any, Reply | None]) -> None:
         reply = await dispatch.guard(self, work)
-        self._task = None
         if self._lost:
-            self._retire()
             return
+        self._task = self._work = None
         if reply is not None:
             dispatch.answer(self, reply)
         self._active = self._loop.time()
@@ -387,11 +388,19 @@ class Session(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._task is not None and not self.committing:
-            self._task.cancel()
+        if self._task is not None:
+            if not self.committing:
+                self._task.cancel()
+            self._task.add_done_callback(self._last_work_done)
         self.event("smtp disconnected", reason=self._ending)
         if self._task is None:
             self._retire()
+
+    def _last_work_done(self, _task: asyncio.Task[None]) -> None:
+        """Called also where the task was cancelled before its first step, and so never ran."""
+        if self._work is not None:
+            self._work.close()
+        self._retire()
 
     def _retire(self) -> None:
         """Nothing runs for this session any more."""
