@@ -169,6 +169,7 @@ match from any for any action "out"
 def known(folder: Path, policy: str) -> None:
     """Skip where the grammar has no such policy."""
     conf = folder / "policy.conf"
-    conf.write_text(f"{policy}listen on 127.0.0.1\n")
+    rule = 'action "a" maildir\nmatch from any for any action "a"\n'
+    conf.write_text(f"{policy}listen on 127.0.0.1\n{rule}")
     if subprocess.run([BIN / "smtpd", "-n", "-f", conf], capture_output=True, check=False).returncode:
         pytest.skip(f"no such statement: {policy.strip()}")
