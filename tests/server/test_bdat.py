@@ -163,6 +163,33 @@ def test_where_it_is_not_known_what_follows_the_connection_ends(arguments):
     run(scenario)
 
 
+REFUSED = "501 5.5.4 Invalid command arguments: BDAT size [LAST]"
+SMUGGLED = b"RSET\r\nMAIL FROM:<smuggled@x.example>\r\nRCPT TO:<smuggled@example.org>\r\nDATA\r\n\r\nx\r\n.\r\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "BDAT\t{} LAST",
+        "bdat {} LAST\0",
+        "BDAT {}\r",
+        "BDAT{} LAST",
+        " BDAT {} LAST",
+        "\0BDAT {}",
+        "BD\0AT {}",
+        "BDAT:{}",
+    ],
+)
+def test_a_line_that_was_meant_for_bdat_and_is_refused_ends_the_connection(line):
+    async def scenario(w: World) -> None:
+        c = await begun(w)
+        assert await c.send(f"{line.format(len(SMUGGLED))}\r\n".encode() + SMUGGLED) == REFUSED
+        assert await c.closed()
+        assert "smuggled" not in str(w.lookup.asked) and w.queue.committed == []
+
+    run(scenario)
+
+
 def test_rset_in_the_middle_forgets_what_came():
     async def scenario(w: World) -> None:
         c = await begun(w)

@@ -4,6 +4,7 @@ A further verb is a line in `STEPS` and in `smtp/states`, and a file in `server/
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
 _HIDDEN = "(...)"
+# What a client meant by a line that we refuse: with a space, a control or a mark in front, or between the letters.
+_MEANS_AUTH = re.compile(r"[^A-Z]*A[^A-Z]*U[^A-Z]*T[^A-Z]*H", re.IGNORECASE | re.ASCII)
+_MEANS_BDAT = re.compile(r"[^A-Z]*B[^A-Z]*D[^A-Z]*A[^A-Z]*T", re.IGNORECASE | re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 
 Work = Coroutine[Any, Any, Reply | None]
 
@@ -105,10 +110,21 @@ def _take(session: "Session", outcome: Reply | Work | None) -> None:
 
 
 def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
+    """Obey a line. Octets follow one that was meant for BDAT: if it is refused, nobody knows where they end."""
     line = raw.decode("utf-8", "surrogateescape")
-    if session.exchange is not None:
-        return auth.respond(session, line)
-    session.command = auth.without_secrets(line) if line[:4].upper() == Verb.AUTH else line
+    if session.exchange is None:
+        outcome = _obey(session, line)
+    elif _MEANS_BDAT.match(line) and not _BASE64.fullmatch(line):
+        session.verb, session.command = None, _HIDDEN
+        return replies.BAD_CHUNK
+    else:
+        outcome = auth.respond(session, line)
+    refused = isinstance(outcome, Reply) and not outcome.positive
+    return replies.BAD_CHUNK if refused and _MEANS_BDAT.match(line) else outcome
+
+
+def _obey(session: "Session", line: str) -> Reply | Work | None:
+    session.command = auth.without_secrets(line) if _MEANS_AUTH.match(line) else line
     session.verb = None
     bad = "\0" in line or "\r" in line
     verb, args = (None, None) if bad else commands.parse_line(line)
