@@ -474,3 +474,51 @@ def test_headers_are_completed_for_local_clients_only_where_they_lack():
         assert any("proto=SMTP" in line for line in w.log)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("failure", [TempFail("queue is being restarted"), ValueError("cannot be encoded")])
+@pytest.mark.parametrize("size", [1, 300])
+def test_a_commit_that_cannot_even_be_asked_for_leaves_no_transaction(failure, size):
+    async def scenario(w: World) -> None:
+        def refuse(message: object) -> None:
+            raise failure
+
+        commit, w.queue.commit = w.queue.commit, refuse  # type: ignore[method-assign,assignment]
+        c = await w.greeted()
+        (session,) = w.server._sessions
+        answer = await c.message("Subject: x\r\n\r\n" + ("x" * 998 + "\r\n") * size)
+        assert not session.committing and session.tx is None
+        assert bool(w.queue.discarded) == (size > 1)
+        w.queue.commit = commit  # type: ignore[method-assign]
+        if isinstance(failure, TempFail):
+            assert answer == "451 4.3.0 Temporary failure"
+            assert (await c.message())[:3] == "250"
+        else:
+            assert answer == "421 4.3.0 Internal server error"
+            assert await c.closed()
+            c.writer.close()
+            await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("failure", [TempFail("lookup is being restarted"), ValueError("cannot be encoded")])
+def test_a_recipient_that_cannot_even_be_asked_about_is_refused_for_now(failure):
+    async def scenario(w: World) -> None:
+        def refuse(recipient: object) -> None:
+            raise failure
+
+        expand, w.lookup.expand = w.lookup.expand, refuse  # type: ignore[method-assign,assignment]
+        c = await w.greeted()
+        await c.send("MAIL FROM:<s@x.example>")
+        answer = await c.send("RCPT TO:<alice@example.org>")
+        w.lookup.expand = expand  # type: ignore[method-assign]
+        if isinstance(failure, TempFail):
+            assert answer == "451 4.3.0 Temporary failure"
+            assert (await c.send("DATA"))[:3] == "503"
+            assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "250"
+        else:
+            assert answer == "421 4.3.0 Internal server error"
+            assert await c.closed()
+
+    run(scenario)

@@ -70,8 +70,8 @@ def handle(session: "Session", event: Event) -> None:
     """Do what an event asks for."""
     try:
         _handle(session, event)
-    except Exception as error:  # noqa: BLE001 - as in `guard`, for what is answered without a task
-        answer(session, _unexpected(session, error))
+    except Exception as error:  # noqa: BLE001 - as in `guard`, for what is begun or answered without a task
+        answer(session, _failed(session, error))
 
 
 def _handle(session: "Session", event: Event) -> None:
@@ -160,17 +160,14 @@ async def guard(session: "Session", work: Work) -> Reply | None:
         return await work
     except asyncio.CancelledError:
         return None
-    except TempFail as error:
-        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        return replies.temporary(error)
-    except PermFail as error:
-        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        return replies.PERMANENT_FAILURE
     except Exception as error:  # noqa: BLE001 - the one place: logged whole, the client sees no text of it
-        return _unexpected(session, error)
+        return _failed(session, error)
 
 
-def _unexpected(session: "Session", error: Exception) -> Reply:
+def _failed(session: "Session", error: Exception) -> Reply:
+    if isinstance(error, TempFail | PermFail):
+        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
+        return replies.temporary(error) if isinstance(error, TempFail) else replies.PERMANENT_FAILURE
     session.services.log.exception(f"smtp: {session.id:016x}: {session.command}", error)
     return replies.INTERNAL_ERROR
 
