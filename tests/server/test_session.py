@@ -1,6 +1,7 @@
 """Transcripts against a server whose lookup and queue are in memory."""
 
 import asyncio
+import errno
 import socket
 import struct
 from contextlib import suppress
@@ -402,6 +403,46 @@ def test_a_refused_client_that_stays_is_closed_after_a_moment(monkeypatch: pytes
         c.writer.write(b"x" * 200_000)
         assert await c.reply() == "500 5.0.0 Line too long"
         await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_refused_client_is_heard_out_whatever_else_happens_to_the_session(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 3600.0)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        (it,) = w.server._sessions
+        assert (await c.send("BDAT\t5"))[:3] == "501"
+        it.resume_writing()  # as when the reply has left a full socket
+        c.writer.write(b"y" * 50_000)
+        await w.until(lambda: it._ignored == 50_000)
+        assert not it._transport.is_closing()
+        it.drain()  # a server that stops waits for nobody's refused octets
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_client_that_is_gone_when_it_is_refused_leaves_nothing():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        (it,) = w.server._sessions
+
+        def gone() -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        async def broken(recipient: object) -> None:
+            it.pause_reading()  # as when more came meanwhile than is read ahead
+            raise ValueError("cannot be decoded")
+
+        it._transport.write_eof = gone  # type: ignore[union-attr,method-assign]
+        w.lookup.expand = broken  # type: ignore[method-assign,assignment]
+        await c.send("MAIL FROM:<s@x.example>")
+        assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "421"
+        c.writer.close()
+        await w.until(lambda: not w.server._sessions)
+        assert w.log[-1] == "smtp disconnected reason=quit"
 
     run(scenario)
 
