@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pillarbox.conf.model import Config, Listener, SmtpOptions
-from pillarbox.errors import NoSpace, TempFail
+from pillarbox.errors import NoSpace, PermFail, TempFail
 
 from .memory import Dialogue, World, world
 
@@ -253,7 +253,7 @@ def test_a_large_message_in_chunks_is_streamed():
     run(scenario)
 
 
-@pytest.mark.parametrize("failure", [TempFail("down"), NoSpace("full")])
+@pytest.mark.parametrize("failure", [TempFail("down"), NoSpace("full"), PermFail("never")])
 def test_a_queue_that_takes_nothing_is_said_at_the_end_of_a_chunk(failure):
     async def scenario(w: World) -> None:
         async def refuse(msgid: int, offset: int, data: bytes) -> None:
@@ -262,7 +262,7 @@ def test_a_queue_that_takes_nothing_is_said_at_the_end_of_a_chunk(failure):
         w.queue.append = refuse  # type: ignore[method-assign]
         c = await begun(w)
         answer = await c.send(chunk(HEADER + b"x" * 998 + b"\r\n" + (b"y" * 998 + b"\r\n") * 200))
-        assert answer[:3] == ("452" if isinstance(failure, NoSpace) else "451")
+        assert answer[:3] == {TempFail: "451", NoSpace: "452", PermFail: "554"}[type(failure)]
         assert await c.send(chunk(b"", " LAST")) == NOT_NOW
 
     run(scenario)

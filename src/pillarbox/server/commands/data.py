@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from pillarbox.errors import TempFail
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.mail.envelope import Sealed
 from pillarbox.roles.queue import NewMessage
 from pillarbox.server import trace
@@ -84,9 +84,9 @@ async def stream(session: "Session", tx: Transaction, message: Incoming) -> None
     try:
         while message.wants_streaming():
             await _append(session, tx, message)
-    except TempFail as error:
+    except (TempFail, PermFail) as error:  # said at the end, of the message or of the chunk: nobody listens before
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        message.fail(replies.temporary(error))
+        message.fail(replies.temporary(error) if isinstance(error, TempFail) else replies.PERMANENT_FAILURE)
 
 
 async def _append(session: "Session", tx: Transaction, message: Incoming) -> None:
