@@ -6,9 +6,9 @@ the client does not read, and an end for who makes no progress.
 """
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from pillarbox.conf.model import Config, Listener
@@ -354,7 +354,7 @@ class Session(asyncio.Protocol):
         elif not self._hearing:
             # To close with input unread resets the connection, and a client far away may then never see the reply.
             self._hearing = True
-            with contextlib.suppress(OSError):  # it is gone already, as the next read will find
+            with suppress(OSError):  # it is gone already, as the next read will find
                 self._transport.write_eof()
             self._transport.resume_reading()
             if self._timer is not None:
