@@ -19,6 +19,8 @@ ZONE = {
     ("b.example.", "A"): ["192.0.2.3"],
     ("b.example.", "AAAA"): ["2001:db8::3"],
     ("xn--bcher-kva.example.", "MX"): ["10 a.example."],
+    ("signed.example.", "MX"): ["10 a.example."],
+    ("alone.example.", "A"): ["192.0.2.8"],
     ("null.example.", "MX"): ["0 ."],
     ("local.example.", "MX"): ["5 localhost."],
     ("dangling.example.", "MX"): ["10 nothing.example."],
@@ -32,6 +34,7 @@ ZONE = {
     ("3.2.0.192.in-addr.arpa.", "PTR"): ["a.example."],
     ("9.2.0.192.in-addr.arpa.", "PTR"): ["evil\\010name.example.", "plain.example."],
 }
+SIGNED = {"signed.example.", "alone.example."}
 BROKEN = {"broken.example.", "down.example."}
 
 
@@ -62,11 +65,12 @@ class NameServer(asyncio.DatagramProtocol):
         if name == "silent.example." and not self.answer_silent:
             return None
         response = dns.message.make_response(query)
+        if name in SIGNED:
+            response.flags |= dns.flags.AD
         if name in BROKEN:
             response.set_rcode(dns.rcode.SERVFAIL)
         elif (name, kind) in ZONE:
             response.answer.append(dns.rrset.from_text_list(name, 300, "IN", kind, ZONE[name, kind]))
-            response.flags |= dns.flags.AD
         elif not any(n == name for n, _ in ZONE):
             response.set_rcode(dns.rcode.NXDOMAIN)
         return response
@@ -137,7 +141,22 @@ def test_exchangers_in_the_order_of_preference():
             (10, "a.example", "192.0.2.1"), (10, "a.example", "192.0.2.2"), (20, "b.example", "192.0.2.3")
         ]  # fmt: skip
         assert await it.addresses("mx.example", family="inet6") == [(20, "b.example", "2001:db8::3")]
-        assert all(host.secure for host in await it.resolver.exchangers("mx.example", True, "inet4"))
+
+    play(go)
+
+
+@pytest.mark.parametrize(
+    ("domain", "secure"),
+    [("signed.example", True), ("alone.example", True), ("mx.example", False), ("plain.example", False)],
+)
+@pytest.mark.parametrize("family", ["", "inet4"])
+def test_exchangers_are_secure_where_the_answer_about_the_mx_is(domain, secure, family):
+    """The zone of the host itself need not be signed, nor have addresses of both families."""
+
+    async def go(it):
+        for _ in range(2):  # from the server, and from the cache
+            found = await it.resolver.exchangers(domain, True, family)
+            assert found and {host.secure for host in found} == {secure}
 
     play(go)
 

@@ -45,7 +45,7 @@ def test_other_mail_to_the_same_host_needs_none_of_it():
     [
         ({}, None, {}, "TLS required but not supported by remote host"),
         ({"EHLO": ["250-peer", "250 REQUIRETLS"]}, None, {}, "TLS required but not supported by remote host"),
-        ({**OFFER, "STARTTLS": "454 not now"}, None, {}, "STARTTLS rejected: 454 not now"),
+        ({**OFFER, "STARTTLS": "502 never"}, None, {}, "STARTTLS rejected: 502 never"),
         (OFFER, "selfsigned", {}, "certificate verification failed: self-signed certificate"),
         (OFFER, "selfsigned", {"tls": "no-verify"}, "certificate verification failed: self-signed certificate"),
         (OFFER, "wrongname", {}, "name `127.0.0.1' not present in server certificate"),
@@ -90,9 +90,10 @@ def test_a_relay_that_forbids_tls_is_no_way(scheme):
     play(go)
 
 
-def test_a_connection_that_breaks_is_temporary():
+@pytest.mark.parametrize("reply", ["close", "454 not now"])
+def test_what_is_of_the_moment_is_temporary(reply):
     async def go():
-        async with Peer({**OFFER, "STARTTLS": "close"}) as peer, Running(Mail(to(peer))) as mail:
+        async with Peer({**OFFER, "STARTTLS": reply}) as peer, Running(Mail(to(peer))) as mail:
             mail.send("bob@far.example", require_tls=True)
             assert await mail.settled() == [("tempfail", "Network error on destination MXs")]
 

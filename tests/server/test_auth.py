@@ -17,6 +17,7 @@ from .test_tls import LOOPS, certificate, material, plain, trusting
 
 SUCCEEDED = "235 2.0.0 Authentication succeeded"
 FAILED = "535 Authentication failed"
+BAD_CHUNK = "501 5.5.4 Invalid command arguments: BDAT size [LAST]"
 OAUTH = b"n,a=alice,\x01host=mail.example.org\x01auth=Bearer %s\x01\x01"
 XOAUTH = b"user=alice\x01auth=Bearer %s\x01\x01"
 
@@ -94,6 +95,28 @@ def test_what_is_offered(options, newest, expected):
             assert code == ("503" if not expected else "501" if name in expected.split() else "504"), name
 
     run(scenario, **options)
+
+
+@pytest.mark.parametrize("line", ["BDAT 1000", "BDAT 10 LAST", "BDAT\t1000", "BDAT 1000\0"])
+def test_a_chunk_within_an_exchange_ends_the_connection(line):
+    async def scenario(w: World) -> None:
+        c = await secured(w)
+        assert await c.send("AUTH LOGIN") == "334 VXNlcm5hbWU6"
+        assert await c.send(f"{line}\r\nNOOP\r\nMAIL FROM:<smuggled@x.example>\r\n".encode()) == BAD_CHUNK
+        assert (await c.reader.read()) == b""
+        assert "smuggled" not in str(w.log)
+
+    run(scenario)
+
+
+def test_a_response_may_begin_as_bdat_does():
+    async def scenario(w: World) -> None:
+        c = await secured(w)
+        assert await c.send("AUTH LOGIN") == "334 VXNlcm5hbWU6"
+        assert await c.send("bdaT") == "334 UGFzc3dvcmQ6"
+        assert (await c.send("BDAT1000"))[:3] in ("501", "535")
+
+    run(scenario)
 
 
 def test_a_client_that_said_helo_may_use_them_too():

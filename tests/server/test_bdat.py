@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pillarbox.conf.model import Config, Listener, SmtpOptions
-from pillarbox.errors import NoSpace, TempFail
+from pillarbox.errors import NoSpace, PermFail, TempFail
 
 from .memory import Dialogue, World, world
 
@@ -163,6 +163,33 @@ def test_where_it_is_not_known_what_follows_the_connection_ends(arguments):
     run(scenario)
 
 
+REFUSED = "501 5.5.4 Invalid command arguments: BDAT size [LAST]"
+SMUGGLED = b"RSET\r\nMAIL FROM:<smuggled@x.example>\r\nRCPT TO:<smuggled@example.org>\r\nDATA\r\n\r\nx\r\n.\r\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "BDAT\t{} LAST",
+        "bdat {} LAST\0",
+        "BDAT {}\r",
+        "BDAT{} LAST",
+        " BDAT {} LAST",
+        "\0BDAT {}",
+        "BD\0AT {}",
+        "BDAT:{}",
+    ],
+)
+def test_a_line_that_was_meant_for_bdat_and_is_refused_ends_the_connection(line):
+    async def scenario(w: World) -> None:
+        c = await begun(w)
+        assert await c.send(f"{line.format(len(SMUGGLED))}\r\n".encode() + SMUGGLED) == REFUSED
+        assert await c.closed()
+        assert "smuggled" not in str(w.lookup.asked) and w.queue.committed == []
+
+    run(scenario)
+
+
 def test_rset_in_the_middle_forgets_what_came():
     async def scenario(w: World) -> None:
         c = await begun(w)
@@ -226,7 +253,7 @@ def test_a_large_message_in_chunks_is_streamed():
     run(scenario)
 
 
-@pytest.mark.parametrize("failure", [TempFail("down"), NoSpace("full")])
+@pytest.mark.parametrize("failure", [TempFail("down"), NoSpace("full"), PermFail("never")])
 def test_a_queue_that_takes_nothing_is_said_at_the_end_of_a_chunk(failure):
     async def scenario(w: World) -> None:
         async def refuse(msgid: int, offset: int, data: bytes) -> None:
@@ -235,7 +262,7 @@ def test_a_queue_that_takes_nothing_is_said_at_the_end_of_a_chunk(failure):
         w.queue.append = refuse  # type: ignore[method-assign]
         c = await begun(w)
         answer = await c.send(chunk(HEADER + b"x" * 998 + b"\r\n" + (b"y" * 998 + b"\r\n") * 200))
-        assert answer[:3] == ("452" if isinstance(failure, NoSpace) else "451")
+        assert answer[:3] == {TempFail: "451", NoSpace: "452", PermFail: "554"}[type(failure)]
         assert await c.send(chunk(b"", " LAST")) == NOT_NOW
 
     run(scenario)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import suppress
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pillarbox.conf.model import Config, Listener, TlsMode
 from pillarbox.server.tls import build_contexts
 
-from .memory import world
+from .memory import Dialogue, World, world
 from .test_tls import material, trusting
 
 PIECES = [
@@ -143,3 +144,66 @@ def test_nothing_but_replies_comes_out_of_any_exchange_however_it_was_cut(pieces
     text = b"".join([b"EHLO x\r\n", *pieces])
     whole = asyncio.run(answers_over_tls([text]))
     assert asyncio.run(answers_over_tls([text[i : i + 1] for i in range(len(text))])) == whole
+
+
+SMUGGLED = (
+    b"VRFY smuggled\r\nRSET\r\nEHLO smuggled\r\nMAIL FROM:<smuggled@x.example>\r\nRCPT TO:<smuggled@example.org>\r\n"
+)
+BEFORE = [
+    b"",
+    b"EHLO x\r\n",
+    b"EHLO x\r\nMAIL FROM:<a@x.example>\r\n",
+    b"EHLO x\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<alice@example.org>\r\n",
+    b"EHLO x\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<ghost@example.org>\r\n",
+    b"EHLO x\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<alice@example.org>\r\nBDAT 4\r\na: b",
+    b"EHLO x\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<alice@example.org>\r\nBDAT 4\r\na\n: ",
+    b"EHLO x\r\nAUTH LOGIN\r\n",
+    b"EHLO x\r\nAUTH LOGIN\r\nYWxpY2U=\r\n",
+    b"EHLO x\r\nAUTH PLAIN\r\n",
+    b"EHLO x\r\nAUTH SCRAM-SHA-256\r\n",
+    b"EHLO x\r\nAUTH PLAIN x\r\n",
+]
+# What may go wrong with the line: a character too many, anywhere. Digits would make it an honest other size.
+NOISE = st.sampled_from(
+    [b"\0", b"\r", b"\n", b"\t", b" ", b"\v", b"\f", b"\x1b", b":", b".", b"-", b"=", b"+", b"\xc3\xa9", b"\xff"]
+)
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> bytes:
+    """A line that means BDAT, and the octets that it announces: commands, if anybody took them for such."""
+    word = draw(st.sampled_from([b"BDAT", b"bdat", b"Bdat"]))
+    line = word + b" %d" % len(SMUGGLED) + draw(st.sampled_from([b"", b" LAST", b" last", b" FIRST", b" LAST LAST"]))
+    for noise in draw(st.lists(NOISE, max_size=3)):
+        at = draw(st.integers(0, len(line)))
+        line = line[:at] + noise + line[at:]
+    return line + b"\r\n" + SMUGGLED
+
+
+async def overheard(w: World, text: bytes, size: int) -> None:
+    """Send this in pieces of a size, and hear the server out."""
+    c = Dialogue(*await asyncio.open_connection("127.0.0.1", w.port, ssl=trusting()))
+    for at in range(0, len(text), size):
+        c.writer.write(text[at : at + size])
+        await asyncio.sleep(0)
+    c.writer.write(b"\r\nQUIT\r\nQUIT\r\nQUIT\r\n")  # an exchange takes two lines at most
+    with suppress(ConnectionError):
+        await asyncio.wait_for(c.reader.read(), 10)
+    c.writer.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(BEFORE), st.lists(chunks(), min_size=1, max_size=2), st.sampled_from([1 << 20, 7]))
+def test_no_octet_of_a_chunk_is_ever_a_command(before, sent, size):
+    listener = Listener(id=1, pki=("srv",), tls=TlsMode.SMTPS, auth="scram", auth_optional=True)
+    config = Config(hostname="host.example.org", listeners=(listener,))
+    contexts = build_contexts(config, {"srv": material("mail.example.org")}, {})
+
+    async def inside() -> None:
+        async with world(listener, config, contexts) as w:
+            await overheard(w, before + b"".join(sent), size)
+            await w.until(lambda: not w.server._sessions)
+            assert not any("Traceback" in line for line in w.log)
+            assert "smuggled" not in "\n".join(w.log) and w.lookup.asked[1:] == []
+
+    asyncio.run(inside())

@@ -1,6 +1,7 @@
 """Transcripts against a server whose lookup and queue are in memory."""
 
 import asyncio
+import errno
 import socket
 import struct
 from contextlib import suppress
@@ -406,6 +407,46 @@ def test_a_refused_client_that_stays_is_closed_after_a_moment(monkeypatch: pytes
     run(scenario)
 
 
+def test_a_refused_client_is_heard_out_whatever_else_happens_to_the_session(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 3600.0)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        (it,) = w.server._sessions
+        assert (await c.send("BDAT\t5"))[:3] == "501"
+        it.resume_writing()  # as when the reply has left a full socket
+        c.writer.write(b"y" * 50_000)
+        await w.until(lambda: it._ignored == 50_000)
+        assert not it._transport.is_closing()
+        it.drain()  # a server that stops waits for nobody's refused octets
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+def test_a_client_that_is_gone_when_it_is_refused_leaves_nothing():
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        (it,) = w.server._sessions
+
+        def gone() -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        async def broken(recipient: object) -> None:
+            it.pause_reading()  # as when more came meanwhile than is read ahead
+            raise ValueError("cannot be decoded")
+
+        it._transport.write_eof = gone  # type: ignore[union-attr,method-assign]
+        w.lookup.expand = broken  # type: ignore[method-assign,assignment]
+        await c.send("MAIL FROM:<s@x.example>")
+        assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "421"
+        c.writer.close()
+        await w.until(lambda: not w.server._sessions)
+        assert w.log[-1] == "smtp disconnected reason=quit"
+
+    run(scenario)
+
+
 def test_the_banner_does_not_wait_for_the_reverse_name():
     async def scenario(w: World) -> None:
         gate = asyncio.Event()
@@ -472,5 +513,53 @@ def test_headers_are_completed_for_local_clients_only_where_they_lack():
         assert w.queue.text().split("\n", 4)[4] == "Date: x\nMessage-ID: <y@z>\nTo: bob@mail.example.org\n\nb\n"
         assert " with SMTP id " in w.queue.text()
         assert any("proto=SMTP" in line for line in w.log)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("failure", [TempFail("queue is being restarted"), ValueError("cannot be encoded")])
+@pytest.mark.parametrize("size", [1, 300])
+def test_a_commit_that_cannot_even_be_asked_for_leaves_no_transaction(failure, size):
+    async def scenario(w: World) -> None:
+        def refuse(message: object) -> None:
+            raise failure
+
+        commit, w.queue.commit = w.queue.commit, refuse  # type: ignore[method-assign,assignment]
+        c = await w.greeted()
+        (session,) = w.server._sessions
+        answer = await c.message("Subject: x\r\n\r\n" + ("x" * 998 + "\r\n") * size)
+        assert not session.committing and session.tx is None
+        assert bool(w.queue.discarded) == (size > 1)
+        w.queue.commit = commit  # type: ignore[method-assign]
+        if isinstance(failure, TempFail):
+            assert answer == "451 4.3.0 Temporary failure"
+            assert (await c.message())[:3] == "250"
+        else:
+            assert answer == "421 4.3.0 Internal server error"
+            assert await c.closed()
+            c.writer.close()
+            await w.until(lambda: not w.server._sessions)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("failure", [TempFail("lookup is being restarted"), ValueError("cannot be encoded")])
+def test_a_recipient_that_cannot_even_be_asked_about_is_refused_for_now(failure):
+    async def scenario(w: World) -> None:
+        def refuse(recipient: object) -> None:
+            raise failure
+
+        expand, w.lookup.expand = w.lookup.expand, refuse  # type: ignore[method-assign,assignment]
+        c = await w.greeted()
+        await c.send("MAIL FROM:<s@x.example>")
+        answer = await c.send("RCPT TO:<alice@example.org>")
+        w.lookup.expand = expand  # type: ignore[method-assign]
+        if isinstance(failure, TempFail):
+            assert answer == "451 4.3.0 Temporary failure"
+            assert (await c.send("DATA"))[:3] == "503"
+            assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "250"
+        else:
+            assert answer == "421 4.3.0 Internal server error"
+            assert await c.closed()
 
     run(scenario)

@@ -158,10 +158,8 @@ class Resolver:
                 continue  # other exchangers may do; without any it is a temporary failure in any case
             if isinstance(result, BaseException):
                 raise result
-            addresses, secure = result
-            found += [
-                MxHost(preference=preference, name=name, address=a, secure=secure and answer.secure) for a in addresses
-            ]
+            # Where the host is need not be signed: that it is the one of this name, its certificate says.
+            found += [MxHost(preference=preference, name=name, address=a, secure=answer.secure) for a in result]
         if not found:
             raise TempFail("No MX found for domain")
         return found
@@ -171,18 +169,18 @@ class Resolver:
         if address is not None:
             return _only(family, [MxHost(preference=-1, name=address, address=address)])
         try:
-            addresses, secure = await self._addresses(host, family)
+            addresses = await self._addresses(host, family)
         except PillarboxError as error:
             raise TempFail("Host not found") from error
         if not addresses:
             raise TempFail("Host not found")
-        return [MxHost(preference=-1, name=host, address=a, secure=secure) for a in addresses]
+        return [MxHost(preference=-1, name=host, address=a) for a in addresses]
 
-    async def _addresses(self, name: str, family: str) -> tuple[list[str], bool]:
-        """The addresses of a host, and whether the server vouches for all of them. TempFail: none, but no answer."""
+    async def _addresses(self, name: str, family: str) -> list[str]:
+        """The addresses of a host. TempFail: none, but no answer."""
         known = self._hosts.addresses(name)
         if known:
-            return [a for a in known if family in ("", _family(a))], False
+            return [a for a in known if family in ("", _family(a))]
         types = [t for t, f in (("A", "inet4"), ("AAAA", "inet6")) if family in ("", f)]
         if not family and not self._has_ipv6():
             types.remove("AAAA")
@@ -192,7 +190,7 @@ class Resolver:
         for answer in answers:
             if isinstance(answer, BaseException) and not (addresses and isinstance(answer, PillarboxError)):
                 raise answer
-        return addresses, all(answer.secure for answer in good)
+        return addresses
 
     def _has_ipv6(self) -> bool:
         """Is there a route into the IPv6 Internet? Without one its addresses are only delays (getaddrinfo(3))."""
@@ -278,14 +276,15 @@ async def _exchange(question: dns.message.Message, address: str, port: int, time
 
 def _read(response: dns.message.Message, record_type: str) -> tuple[_Answer, float]:
     """The records of the type (aliases followed by the server), and for how many seconds they hold."""
+    # RFC 4035 §3.2.3: a server vouches for what is not there, too; an error proves nothing.
+    secure = bool(response.flags & dns.flags.AD) and response.rcode() != dns.rcode.NOTIMP
     wanted = [rrset for rrset in response.answer if rrset.rdtype == dns.rdatatype.from_text(record_type)]
     if not wanted:
         negative = [min(s.ttl, r.minimum) for s in response.authority for r in s if s.rdtype == dns.rdatatype.SOA]
         exists = response.rcode() != dns.rcode.NXDOMAIN
-        return _Answer(exists=exists), min([_NEGATIVE_MAX, *negative])
+        return _Answer(exists=exists, secure=secure), min([_NEGATIVE_MAX, *negative])
     ttl = min(_TTL_MAX, *(rrset.ttl for rrset in response.answer))
     records = [record for rrset in wanted for record in rrset]
-    secure = bool(response.flags & dns.flags.AD)
     if record_type == "MX":
         exchangers = tuple((r.preference, r.exchange.to_text(omit_final_dot=True)) for r in records)
         exchangers = tuple((p, "" if n == "." else n) for p, n in exchangers)

@@ -75,7 +75,7 @@ class MxHost(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     preference: int
     name: str
     address: str
-    secure: bool = False  # DNSSEC: the resolver vouched for MX and address
+    secure: bool = False  # DNSSEC: the resolver vouched for the MX record, or for there being none
 
 
 class Lookup(Protocol):

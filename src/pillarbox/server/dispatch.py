@@ -4,6 +4,7 @@ A further verb is a line in `STEPS` and in `smtp/states`, and a file in `server/
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pillarbox.server.session import Session
 
 _HIDDEN = "(...)"
+# What a client meant by a line that we refuse: with a space, a control or a mark in front, or between the letters.
+_MEANS_AUTH = re.compile(r"[^A-Z]*A[^A-Z]*U[^A-Z]*T[^A-Z]*H", re.IGNORECASE | re.ASCII)
+_MEANS_BDAT = re.compile(r"[^A-Z]*B[^A-Z]*D[^A-Z]*A[^A-Z]*T", re.IGNORECASE | re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 
 Work = Coroutine[Any, Any, Reply | None]
 
@@ -66,8 +71,8 @@ def handle(session: "Session", event: Event) -> None:
     """Do what an event asks for."""
     try:
         _handle(session, event)
-    except Exception as error:  # noqa: BLE001 - as in `guard`, for what is answered without a task
-        answer(session, _unexpected(session, error))
+    except Exception as error:  # noqa: BLE001 - as in `guard`, for what is begun or answered without a task
+        answer(session, _failed(session, error))
 
 
 def _handle(session: "Session", event: Event) -> None:
@@ -106,10 +111,21 @@ def _take(session: "Session", outcome: Reply | Work | None) -> None:
 
 
 def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
+    """Obey a line. Octets follow one that was meant for BDAT: if it is refused, nobody knows where they end."""
     line = raw.decode("utf-8", "surrogateescape")
-    if session.exchange is not None:
-        return auth.respond(session, line)
-    session.command = auth.without_secrets(line) if line[:4].upper() == Verb.AUTH else line
+    if session.exchange is None:
+        outcome = _obey(session, line)
+    elif _MEANS_BDAT.match(line) and not _BASE64.fullmatch(line):
+        session.verb, session.command = None, _HIDDEN
+        return replies.BAD_CHUNK
+    else:
+        outcome = auth.respond(session, line)
+    refused = isinstance(outcome, Reply) and not outcome.positive
+    return replies.BAD_CHUNK if refused and _MEANS_BDAT.match(line) else outcome
+
+
+def _obey(session: "Session", line: str) -> Reply | Work | None:
+    session.command = auth.without_secrets(line) if _MEANS_AUTH.match(line) else line
     session.verb = None
     bad = "\0" in line or "\r" in line
     verb, args = (None, None) if bad else commands.parse_line(line)
@@ -155,17 +171,14 @@ async def guard(session: "Session", work: Work) -> Reply | None:
         return await work
     except asyncio.CancelledError:
         return None
-    except TempFail as error:
-        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        return replies.temporary(error)
-    except PermFail as error:
-        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        return replies.PERMANENT_FAILURE
     except Exception as error:  # noqa: BLE001 - the one place: logged whole, the client sees no text of it
-        return _unexpected(session, error)
+        return _failed(session, error)
 
 
-def _unexpected(session: "Session", error: Exception) -> Reply:
+def _failed(session: "Session", error: Exception) -> Reply:
+    if isinstance(error, TempFail | PermFail):
+        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
+        return replies.temporary(error) if isinstance(error, TempFail) else replies.PERMANENT_FAILURE
     session.services.log.exception(f"smtp: {session.id:016x}: {session.command}", error)
     return replies.INTERNAL_ERROR
 

@@ -40,7 +40,7 @@ class Incoming:
         self.utf8_header = False  # is something in the header that RFC 5322 does not know, and RFC 6532 does?
         self.streamed = 0  # bytes that `take_chunk` gave away
         self._domain, self._masquerade, self._additions = domain, masquerade, additions
-        self._header: bytes | None = b""  # what came of it; None: it is done
+        self._header: bytearray | None = bytearray()  # what came of it; None: it is done
         self._parts = [prefix]
         self._pending = len(prefix)
         self._lines = prefix.count(b"\n")
@@ -63,21 +63,21 @@ class Incoming:
         if self._header is None:
             self._keep(data)
             return
-        block = self._header + data if self._header else data
-        end = 0 if block.startswith(b"\r\n") else block.find(b"\r\n\r\n", max(0, len(self._header) - 3)) + 2
+        block, known = self._header, len(self._header)
+        block += data  # in place, and only the new is searched: a header may come in single bytes
+        end = 0 if block.startswith(b"\r\n") else block.find(b"\r\n\r\n", max(0, known - 3)) + 2
         if end == 1:
-            self._header = block
             if len(block) > HEADER_MAX:
                 self.fail(replies.HEADER_TOO_BIG)
         elif end > HEADER_MAX:
             self.fail(replies.HEADER_TOO_BIG)
         else:
-            self._end_header(block[:end], block[end:])
+            self._end_header(bytes(block[:end]), bytes(block[end:]))
 
     def finish(self) -> None:
         """The message is complete: a header without an empty line behind it is one, too."""
         if self._header is not None and self.failure is None:
-            self._end_header(self._header, b"")
+            self._end_header(bytes(self._header), b"")
 
     def fail(self, reply: Reply) -> None:
         """Refuse the message at its end and forget what came."""

@@ -9,6 +9,7 @@ import asyncio
 import math
 import ssl
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from pillarbox.conf.model import Config, Listener
@@ -90,6 +91,7 @@ class Session(asyncio.Protocol):
         self._read_paused = self._write_blocked = self._eof = False
         self._ending = ""  # reason, once it ends
         self._unheard = False  # the reply that ends it may come while the client is still sending
+        self._hearing = False  # and is read on behind it
         self._ignored = 0  # bytes that came behind it
         self._lost = False
 
@@ -358,18 +360,26 @@ class Session(asyncio.Protocol):
             self.fail("timeout")
 
     def _end(self) -> None:
-        """Close once everything is written; not for ever."""
+        """Close once everything is written, and the client was heard out; not for ever."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._eof or self.draining or not (self._unheard and self._transport.can_write_eof()):
+            self._close()
+        elif not self._hearing:
+            # To close with input unread resets the connection, and a client far away may then never see the reply.
+            self._hearing = True
+            with suppress(OSError):  # it is gone already, as the next read will find
+                self._transport.write_eof()
+            self._transport.resume_reading()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(HEAR_OUT, self._close)
+
+    def _close(self) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         if self._timer is not None:
             self._timer.cancel()
-        if self._unheard and not self._eof and self._transport.can_write_eof():
-            # To close with input unread resets the connection, and a client far away may then never see the reply.
-            self._unheard = False
-            self._transport.write_eof()
-            self._transport.resume_reading()
-            self._timer = self._loop.call_later(HEAR_OUT, self._end)
-            return
         self._transport.close()
         self._timer = self._loop.call_later(LINGER, self.fail, "timeout")
 
@@ -377,8 +387,7 @@ class Session(asyncio.Protocol):
         """What comes behind our last word."""
         self._ignored += size
         if self._ignored > HEAR_OUT_MAX:
-            self._unheard = False
-            self._end()
+            self._close()
 
     def _finish_connection(self) -> None:
         """Once, whatever ended it."""

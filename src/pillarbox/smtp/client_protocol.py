@@ -313,11 +313,13 @@ class Client:
             # RFC 3207 §4.2: forget what was learned in clear.
             self._offer = Offer()
             self._events.append(TlsWanted())
-        elif self._tls == "required":
-            self._refuse_peer(f"STARTTLS rejected: {reply}")
-        else:
+        elif self._tls != "required":
             self._starttls_sent = False
             self._authenticate()
+        elif reply[0] == "5":
+            self._refuse_peer(f"STARTTLS rejected: {reply}")
+        else:  # RFC 3207 §4: 454 is of now, and says nothing about what the peer can do
+            self._fail(f"STARTTLS rejected: {reply}")
 
     def _refuse_peer(self, text: str) -> None:
         self.unprotected = text

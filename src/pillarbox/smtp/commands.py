@@ -7,6 +7,7 @@ dropped unread) or stricter (no quoted local parts) than the RFC.
 
 import functools
 import re
+import unicodedata
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
@@ -21,18 +22,20 @@ _ORCPT_MAX = 499
 _SPACE = " \t\n\v\f\r"
 
 _LOCAL_PART = re.compile(r"[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+(?:\.[A-Za-z0-9!#$%&'*/?^`{|}~+=_-]+)*")
-# RFC 6531 §3.3 lets in all that is not ASCII: we leave out what nobody sees (controls, spaces, directions), and what
-# is no character. The joiners U+200C and U+200D are letters' business in several scripts.
-_UNICODE = (
-    r"\xa1-\u167f\u1681-\u1fff\u200c\u200d\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\ue000-\ufefe"
-    r"\uff00-\uffef\U00010000-\U0010fffd"
-)
+_UNICODE = r"\x80-\U0010ffff"  # RFC 6531 §3.3 lets in all that is not ASCII; `_is_seen` leaves out what nobody sees
 _ATOM_UTF8 = rf"[A-Za-z0-9!#$%&'*/?^`{{|}}~+=_{_UNICODE}-]+"
 _LOCAL_PART_UTF8 = re.compile(rf"{_ATOM_UTF8}(?:\.{_ATOM_UTF8})*")
 _VISIBLE = re.compile(rf"[!-~{_UNICODE}]*")
+_UNSEEN = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"))  # controls, no characters, private ones, spaces
+_JOINERS = "\u200c\u200d"  # Cf, but letters' business in several scripts
+# Letters, marks and a symbol by category, and drawn as nothing all the same: fillers and variation selectors.
+_BLANK = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _PRINTABLE = re.compile(r"[!-~]*")
 _CHUNK = re.compile(r"([0-9]{1,20})(?: +(LAST))? *", re.IGNORECASE)
+_ADDRESS_TYPE = re.compile(r"[A-Za-z0-9-]+")  # RFC 3461 §4.2: an atom, of which RFC 3798 §2.2.1 registers these
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")  # RFC 3461 §4
 _XTEXT_UTF8 = re.compile(rf"(?:[!-*,-<>-~{_UNICODE}]|\+[0-9A-F]{{2}})*")  # RFC 6533 §3, and its unitext form
 
@@ -75,7 +78,7 @@ class BadNotify(ValueError):
 
 
 class BadOrcpt(ValueError):
-    """An ORCPT without address type, or not in xtext (RFC 3461 §4.2)."""
+    """An ORCPT whose address type is none, or not in xtext (RFC 3461 §4.2)."""
 
 
 class BadSize(ValueError):
@@ -133,7 +136,7 @@ def valid_domain(name: str, *, utf8: bool = False) -> bool:
         return _valid_literal(name)
     if utf8 and not name.isascii():
         try:
-            name = idn.to_ascii(name) if _VISIBLE.fullmatch(name) else ""
+            name = idn.to_ascii(name) if _VISIBLE.fullmatch(name) and _is_seen(name) else ""
         except ValueError:
             return False
     return len(name) <= 253 and _HOST_NAME.fullmatch(name) is not None
@@ -170,12 +173,20 @@ def parse_path(args: str, *, default_domain: str, null: bool = False, utf8: bool
     if null and not user and not domain:
         return "", rest
     pattern = _LOCAL_PART_UTF8 if utf8 else _LOCAL_PART
-    if pattern.fullmatch(user) is None or len(user.encode() if utf8 else user) > LOCAL_PART_MAX:
+    if pattern.fullmatch(user) is None or not _is_seen(user) or len(user.encode()) > LOCAL_PART_MAX:
         raise BadSyntax(args)
     domain = domain or default_domain
     if not valid_domain(domain, utf8=utf8):
         raise BadSyntax(args)
     return f"{user}@{domain}", rest
+
+
+def _is_seen(text: str) -> bool:
+    """Has every character an appearance? What has none makes two addresses of one, for a reader."""
+    if text.isascii():
+        return True
+    unseen = any(unicodedata.category(c) in _UNSEEN and c not in _JOINERS for c in text)
+    return not unseen and _BLANK.search(text) is None
 
 
 def asks_for_utf8(args: str) -> bool:
@@ -272,6 +283,7 @@ def _parse_notify(value: str) -> Notify:
 def _parse_orcpt(value: str, *, utf8: bool) -> str:
     kind, semicolon, address = value.partition(";")
     pattern = _XTEXT_UTF8 if utf8 and kind.lower() == "utf-8" else _XTEXT
-    if not (kind and semicolon and pattern.fullmatch(address)) or len(value) > _ORCPT_MAX:
+    good = semicolon and _ADDRESS_TYPE.fullmatch(kind) and pattern.fullmatch(address) and _is_seen(address)
+    if not good or len(value) > _ORCPT_MAX:
         raise BadOrcpt(value)
     return value

@@ -143,9 +143,9 @@ def _failed(session: "Session", reply: Reply = replies.AUTH_FAILED) -> Reply:
 
 
 def without_secrets(line: str) -> str:
-    """A command that begins with AUTH as it may be logged: an initial response holds a password, however misspelt."""
+    """What was meant for AUTH as it may be logged: an initial response holds a password, however misspelt."""
     words = line.split(None, 2)
-    if len(words) == 1 or not _MECHANISM.fullmatch(words[1]):
+    if len(words) == 1 or words[0].upper() != Verb.AUTH or not _MECHANISM.fullmatch(words[1]):
         return line if line.upper() == Verb.AUTH else f"{Verb.AUTH} (...)"
     return line if len(words) == 2 else f"{words[0]} {words[1]} (...)"
 

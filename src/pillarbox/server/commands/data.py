@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from pillarbox.errors import TempFail
+from pillarbox.errors import PermFail, TempFail
 from pillarbox.mail.envelope import Sealed
 from pillarbox.roles.queue import NewMessage
 from pillarbox.server import trace
@@ -96,9 +96,9 @@ async def stream(session: "Session", tx: Transaction, message: Incoming) -> None
     try:
         while message.wants_streaming():
             await _append(session, tx, message)
-    except TempFail as error:
+    except (TempFail, PermFail) as error:  # said at the end, of the message or of the chunk: nobody listens before
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-        message.fail(replies.temporary(error))
+        message.fail(replies.temporary(error) if isinstance(error, TempFail) else replies.PERMANENT_FAILURE)
 
 
 async def _append(session: "Session", tx: Transaction, message: Incoming) -> None:
@@ -113,7 +113,16 @@ def _commit(session: "Session", tx: Transaction, message: Incoming) -> Coroutine
     if tx.appended or message.wants_streaming():
         return _commit_streamed(session, tx, message)
     # Handed over at once: queue works while this process turns to other sessions.
-    return _committed(session, tx, message, session.services.queue.commit(_whole(tx, message, message.take_chunk())))
+    return _committed(session, tx, message, _hand_over(session, tx, message))
+
+
+def _hand_over(session: "Session", tx: Transaction, message: Incoming) -> Awaitable[None]:
+    """Begin the commit with what is left of the body. What cannot even be asked for is as refused."""
+    try:
+        return session.services.queue.commit(_whole(tx, message))
+    except BaseException:
+        _end(session)
+        raise
 
 
 async def _commit_streamed(session: "Session", tx: Transaction, message: Incoming) -> Reply:
@@ -123,7 +132,7 @@ async def _commit_streamed(session: "Session", tx: Transaction, message: Incomin
     except BaseException:
         _end(session)
         raise
-    return await _committed(session, tx, message, session.services.queue.commit(_whole(tx, message, b"")))
+    return await _committed(session, tx, message, _hand_over(session, tx, message))
 
 
 async def _committed(session: "Session", tx: Transaction, message: Incoming, done: Awaitable[None]) -> Reply:
@@ -142,12 +151,12 @@ def _end(session: "Session") -> None:
     session.reset()
 
 
-def _whole(tx: Transaction, message: Incoming, body: bytes) -> NewMessage:
+def _whole(tx: Transaction, message: Incoming) -> NewMessage:
     return NewMessage(
         msgid=tx.msgid,
         size=message.size,
         envelopes=tuple[Sealed, ...](tx.envelopes),
-        body=body,
+        body=message.take_chunk(),
         streamed=tx.appended,
         eight_bit=message.eight_bit,
         smtputf8=tx.parameters.smtputf8 and message.utf8_header,
