@@ -10,6 +10,7 @@ import pytest
 from pillarbox.conf.model import AUTH_SYSTEM
 from pillarbox.errors import TempFail
 from pillarbox.routing import failures
+from pillarbox.routing.auth import Passwords
 from pillarbox.routing.tokens import hash_token
 from pillarbox.smtp.sasl import verifier
 from pillarbox.smtp.sasl.exchange import Circumstances
@@ -92,6 +93,62 @@ def test_nobody_can_tell_who_has_a_verifier(user):
     assert (len(made_up[0]), made_up[1]) == (len(real[0]), real[1])
     assert made_up[0] not in (real[0], salt(user + "x")[0])
     assert not ask([mixed], lambda lookup: scram(lookup, "mixed", "alice-pw", user=user))
+
+
+def test_a_name_that_the_table_takes_for_another_has_its_salt():
+    people = table("people", ("alice@example.com", ALICE))
+
+    def salt(name):
+        return ask([people], lambda lookup: lookup.scram_salt(login("people", name)))
+
+    for local in ("alice", "ghost"):
+        assert salt(f"{local}@example.com") == salt(f"{local.upper()}@example\u3002com") == salt(f"{local}@EXAMPLE.com")
+
+
+def test_made_up_salts_look_like_those_of_all_users():
+    makes = [(5000, 16)] * 3 + [(60_000, 12)] + [(4096, 100)] * 2
+    stored = [
+        str(verifier.Verifier(iterations=n, salt=b"s" * size, stored_key=b"k" * 32, server_key=b"k" * 32))
+        for n, size in makes
+    ]
+    people = table("people", *((f"user{n}", value) for n, value in enumerate(stored)))
+
+    async def scenario(lookup):
+        return [await lookup.scram_salt(login("people", f"ghost{n}")) for n in range(300)]
+
+    told = ask([people], scenario)
+    shapes = [(iterations, len(salt)) for salt, iterations in told]
+    assert set(shapes) == set(makes)
+    assert shapes.count((5000, 16)) > shapes.count((60_000, 12)) > 20
+    assert len({salt for salt, _ in told}) == 300
+    assert told == ask([people], scenario)
+
+
+def hashed_against(monkeypatch, tables, *users):
+    """The hashes that these users' passwords were compared with."""
+    asked = []
+    fits = Passwords.fits
+    monkeypatch.setattr(Passwords, "fits", lambda self, pw, stored: asked.append(stored) or fits(self, pw, stored))
+
+    async def scenario(lookup):
+        for name, user in users:
+            assert not await lookup.authenticate(login(name, user), "wrong")
+
+    ask(tables, scenario, limit=1000)
+    return asked
+
+
+def test_a_user_who_is_locked_or_unknown_takes_the_time_of_another(monkeypatch):
+    mixed = table("mixed", ("dave", "!" + SHA512), ("erin", "plain text"), ("alice", ALICE))
+    users = [("mixed", user) for user in ("dave", "erin", "ghost", "alice")]
+    assert hashed_against(monkeypatch, [mixed], *users) == [ALICE] * 4
+
+
+def test_the_same_unknown_user_takes_the_same_time_and_not_all_do(monkeypatch):
+    mixed = table("mixed", ("alice", ALICE), ("bob", SHA512))
+    ghosts = [("mixed", f"ghost{n}") for n in range(40)]
+    asked = hashed_against(monkeypatch, [mixed], *ghosts, *ghosts)
+    assert set(asked) == {ALICE, SHA512} and asked[:40] == asked[40:]
 
 
 def test_a_proof_of_any_length_is_refused_and_nothing_more():
