@@ -185,7 +185,8 @@ def test_system_users_by_pam():
 async def guess(lookup, times, address="192.0.2.1", password="wrong"):
     """What became of so many tries."""
     who = login("creds", "alice", address)
-    outcomes = await asyncio.gather(*(lookup.authenticate(who, password) for _ in range(times)), return_exceptions=True)
+    tries = [f"{password} {n}" if password == "wrong" else password for n in range(times)]
+    outcomes = await asyncio.gather(*(lookup.authenticate(who, one) for one in tries), return_exceptions=True)
     return [outcome if isinstance(outcome, bool) else str(outcome) for outcome in outcomes]
 
 
@@ -203,6 +204,17 @@ def test_the_right_password_from_there_is_refused_too():
         return await guess(lookup, 1, password="right"), await guess(lookup, 1, "192.0.2.9", "right")
 
     assert ask([CREDENTIALS], scenario, limit=3) == ([TOO_MANY], [True])
+
+
+def test_right_passwords_that_come_at_once_are_all_right():
+    assert ask([CREDENTIALS], lambda lookup: guess(lookup, 40, password="right"), limit=3) == [True] * 40
+
+
+def test_an_old_password_of_one_device_keeps_nobody_out():
+    async def scenario(lookup):
+        return await guess(lookup, 20, password="old"), await guess(lookup, 1, password="right")
+
+    assert ask([CREDENTIALS], scenario, limit=3) == ([False] * 20, [True])
 
 
 def test_right_passwords_and_failing_tables_do_not_count():
@@ -227,9 +239,9 @@ def test_proofs_and_tokens_count_as_passwords_do(monkeypatch):
 
     async def scenario(lookup):
         outcomes = []
-        for _ in range(2):
+        for n in range(2):
             outcomes.append(await scram(lookup, "scram", "wrong"))
-            outcomes.append(await lookup.check_token(login("scram", "alice"), "wrong"))
+            outcomes.append(await lookup.check_token(login("scram", "alice"), f"wrong {n}"))
         with pytest.raises(TempFail, match="too many"):
             await lookup.scram_salt(login("scram", "alice"))
         with pytest.raises(TempFail, match="too many"):

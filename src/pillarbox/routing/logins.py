@@ -20,6 +20,7 @@ from pillarbox.routing.auth import Passwords
 from pillarbox.routing.decoys import Decoys, parse_stored, parse_verifier
 from pillarbox.routing.failures import Failures
 from pillarbox.routing.tokens import fits_token
+from pillarbox.routing.turns import Turns
 from pillarbox.smtp.sasl import verifier
 from pillarbox.smtp.sasl.verifier import Verifier
 from pillarbox.tables.program import ProgramTable
@@ -39,6 +40,7 @@ class Logins:
         self._local_addresses = local_addresses
         self._passwords = Passwords()
         self._failures = Failures(now=now)
+        self._turns = Turns(self._failures)
         self._secret = b""
         self._decoys = Decoys()
 
@@ -52,20 +54,20 @@ class Logins:
 
     async def check_password(self, config: Config, table: Table, login: Login, password: str) -> bool:
         """Does the password fit? See `roles.lookup.Lookup.authenticate`."""
-        return await self._counted(config, login, self._fits(table, login.user, password))
+        return await self._counted(config, login, lambda: self._fits(table, login.user, password), secret=password)
 
     async def check_system_password(self, config: Config, login: Login, password: str) -> bool:
         """The same of a system user, who is asked for through the parent."""
-        return await self._counted(config, login, self._fits_system(login, password))
+        return await self._counted(config, login, lambda: self._fits_system(login, password), secret=password)
 
     async def check_token(self, config: Config, table: Table, login: Login, token: str) -> bool:
         """Is it a token of the user's? See `roles.lookup.Lookup.check_token`."""
-        return await self._counted(config, login, _fits_token(table, login.user, token))
+        return await self._counted(config, login, lambda: _fits_token(table, login.user, token), secret=token)
 
     async def salt(self, config: Config, table: Table, login: Login) -> tuple[bytes, int]:
         """See `roles.lookup.Lookup.scram_salt`."""
         if self._counts(login):
-            self._failures.check(login.address, config.smtp.max_failed_logins_per_source)
+            self._failures.left(login.address, config.smtp.max_failed_logins_per_source)
         # All of it is done, whoever it is; names that the table takes for one are one here as well.
         name = f"{login.table}\0{fold_address(login.user)}".encode("utf-8", "surrogateescape")
         seed = hmac.digest(await self._own_secret(), name, "sha512")
@@ -84,7 +86,7 @@ class Logins:
             signed = (found or _NOBODY).signature(message, proof)
             return signed if found is not None else b""
 
-        return await self._counted(config, login, signature())
+        return await self._counted(config, login, signature)
 
     async def _fits(self, table: Table, user: str, password: str) -> bool:
         if isinstance(table, ProgramTable) and await table.registers(Service.AUTH):
@@ -102,24 +104,20 @@ class Logins:
         except TimeoutError:
             raise TempFail(f"the password of {login.user} was not checked in time") from None
 
-    async def _counted(self, config: Config, login: Login, check: Awaitable[_T]) -> _T:
-        """The outcome of a check, unless its source has failed too often; what is falsy counts as failed."""
+    async def _counted(
+        self, config: Config, login: Login, check: Callable[[], Awaitable[_T]], *, secret: str | None = None
+    ) -> _T:
+        """The outcome of a check, unless its source has failed too often; what is falsy counts as failed.
+
+        Of a `secret` it can be told whether it was tried before.
+        """
         if not self._counts(login):
-            return await check
-        try:
-            self._failures.begin(login.address, config.smtp.max_failed_logins_per_source)
-        except TempFail:
-            _drop(check)
-            raise
-        outcome: _T | None = None
-        unheard = True
-        try:
-            outcome = await check
-            unheard = False
+            return await check()
+        async with self._turns.turn(login.address, config.smtp.max_failed_logins_per_source):
+            outcome = await check()
+            if not outcome:
+                self._failures.count(login.address, user=login.user, secret=secret)
             return outcome
-        finally:
-            if unheard or outcome:
-                self._failures.forgive(login.address)
 
     async def _stored_verifier(self, table: Table, user: str) -> Verifier | None:
         value = await table.lookup(Service.CREDENTIALS, user)
@@ -154,10 +152,3 @@ _NOBODY = Verifier(
     stored_key=bytes(verifier.DIGEST_SIZE),
     server_key=bytes(verifier.DIGEST_SIZE),
 )
-
-
-def _drop(check: Awaitable[object]) -> None:
-    """A coroutine that will not be awaited."""
-    close = getattr(check, "close", None)
-    if close is not None:
-        close()
