@@ -4,13 +4,14 @@ import asyncio
 import json
 import ssl
 from base64 import b64decode, b64encode
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from pillarbox.conf.model import Config, Listener, SmtpOptions, TlsMode
 from pillarbox.errors import PermFail, TempFail
-from pillarbox.server.tls import build_contexts
+from pillarbox.server.tls import Material, build_contexts
 from tests.smtp.sasl.client import ScramClient
 
 from .memory import Dialogue, World, world
@@ -162,6 +163,24 @@ def test_the_end_point_is_the_certificate_that_sni_chose():
                 assert ssl.DER_cert_to_PEM_cert(shown).encode() == certificate(name)[0]
                 client = ScramClient("alice", "alice-pw", binding=(kind, data))
                 assert await scram(c, client, "SCRAM-SHA-256-PLUS") == SUCCEEDED
+
+    asyncio.run(inside())
+
+
+def test_the_end_point_is_the_certificate_that_is_shown_though_its_file_was_renewed(tmp_path):
+    paths = [str(tmp_path / name) for name in ("cert.pem", "key.pem")]
+    for path, content in zip(paths, certificate("old.example"), strict=True):
+        Path(path).write_bytes(content)
+    listener = Listener(id=1, pki=("srv",), tls=TlsMode.SMTPS, auth="scram", mechanisms=("SCRAM-SHA-256-PLUS",))
+    config = Config(hostname="host.example.org", listeners=(listener,))
+    contexts = build_contexts(config, {"srv": Material(cert=paths[0], key=paths[1])}, {})
+    Path(paths[0]).write_bytes(certificate("new.example")[0])
+
+    async def inside() -> None:
+        async with world(listener, config, contexts) as w:
+            c = await secured(w)
+            client = ScramClient("alice", "alice-pw", binding=binding(c, "tls-server-end-point"))
+            assert await scram(c, client, "SCRAM-SHA-256-PLUS") == SUCCEEDED
 
     asyncio.run(inside())
 
