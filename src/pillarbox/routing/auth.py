@@ -23,8 +23,8 @@ MAX_WAITING = 200  # checks waiting or running, above that: TempFail
 DEADLINE = 30.0  # seconds
 _CRYPT_DATA = 256 * 1024  # bytes; struct crypt_data takes 32 KiB in libxcrypt and 128 KiB in glibc
 _LIBRARIES = ("libcrypt.so.1", "libcrypt.so.2", "libcrypt.so", None)  # None: in libc itself (musl)
-# Modular crypt formats, SCRAM verifiers, and the two of crypt(3) without a prefix.
-_HASH = re.compile(r"(?:\$\w[^$]*\$|SCRAM-SHA-256\$).{8,}|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13}")
+# Modular crypt formats, SCRAM verifiers, and those of crypt(3) without a prefix: BSDi, DES and bigcrypt.
+_HASH = re.compile(r"(?:\$\w[^$]*\$|SCRAM-SHA-256\$).{8,}|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13}(?:[./0-9A-Za-z]{11})*")
 _BCRYPT = ("$2a$", "$2b$", "$2y$")
 # Hash of a random string nobody kept: what an unknown user's password is compared with.
 _DECOY = "$6$zezsgGTepgInD3Ff$gib3SHh0sZKfWc56Fxs7bYxQaUNbRzqD3WEWmYZ6w0s5nnlDNWNjw0kW75ca.rgucGDEhjucsD3jsitg8yYK61"

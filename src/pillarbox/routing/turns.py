@@ -15,7 +15,7 @@ from pillarbox.routing.failures import Failures, Scope, scopes
 AT_ONCE = 4  # of a source
 AT_ONCE_OF_SITE = 16  # of an IPv6 /48
 WAITING_MAX = 100  # of a source
-DEADLINE = 30.0  # seconds
+DEADLINE = 20.0  # seconds; who asks waits a minute, and the check comes after it
 
 
 class Turns:
