@@ -1,5 +1,6 @@
 """Passwords of system users: shadow(5), and PAM with services made for the test."""
 
+import ctypes
 import subprocess
 import sys
 import time
@@ -65,8 +66,43 @@ def test_expired_accounts_and_passwords_do_not_fit(shadow, fields, usable):
     assert fits_shadow(USER, "alice-pw", shadow=shadow(**fields)) is usable
 
 
-def test_without_shadow_the_hash_of_passwd_counts(tmp_path):
-    assert not fits_shadow(USER, "alice-pw", shadow=str(tmp_path / "absent"))
+def test_what_cannot_be_told_is_a_temporary_failure(shadow, tmp_path, monkeypatch):
+    with pytest.raises(TempFail, match="no such entry"):  # root has "x" in passwd(5)
+        fits_shadow(USER, "alice-pw", shadow=str(tmp_path / "absent"))
+    with pytest.raises(TempFail, match="Is a directory"):
+        fits_shadow(USER, "alice-pw", shadow=str(tmp_path))
+
+    def down(name: str) -> None:
+        raise TempFail(f'user "{name}": Connection refused')
+
+    monkeypatch.setattr(systemusers, "system_user", down)
+    with pytest.raises(TempFail, match="refused"):
+        fits_shadow(USER, "alice-pw", shadow=shadow())
+
+
+@pytest.mark.parametrize("method", ["$y$", "$6$", "$2b$"])
+def test_unknown_and_locked_users_are_compared_with_the_hash_of_another(shadow, method, monkeypatch):
+    library = ctypes.CDLL("libcrypt.so.1")
+    library.crypt_gensalt.restype = library.crypt.restype = ctypes.c_char_p
+    setting = library.crypt_gensalt(method.encode(), ctypes.c_ulong(4 if method == "$2b$" else 0), None, 0)
+    if setting is None:
+        pytest.skip(f"crypt(3) does not know {method!r} here")
+    stored = library.crypt(b"alice-pw", setting).decode()
+    path = Path(shadow("!" + HASH))
+    path.write_text(f"{path.read_text()}alice:{stored}:1:0:99999:7:::\n")
+    asked = []
+
+    class Library:
+        @staticmethod
+        def crypt(secret, setting):
+            asked.append(setting.decode())
+            return library.crypt(secret, setting)
+
+    monkeypatch.setattr(systemusers.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(systemusers, "system_user", lambda name: name == USER or None)
+    for user in (USER, "nobody-of-that-name"):
+        assert not fits_shadow(user, "alice-pw", shadow=str(path))
+    assert asked == [stored] * 2
 
 
 CHECK = """

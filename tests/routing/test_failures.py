@@ -4,7 +4,7 @@ import pytest
 
 from pillarbox.errors import TempFail
 from pillarbox.routing import failures
-from pillarbox.routing.failures import Failures, source
+from pillarbox.routing.failures import SITE, Failures, scopes
 
 
 class Clock:
@@ -24,39 +24,61 @@ def counted(clock):
 
 def refused(counted, address, limit=3):
     try:
-        counted.check(address, limit)
+        counted.left(address, limit)
     except TempFail as error:
         return str(error)
     return ""
 
 
+def fail(counted, address, times=1):
+    for _ in range(times):
+        counted.count(address, user="alice")
+
+
 def test_a_source_is_refused_at_its_limit_and_heard_again_with_time(counted, clock):
-    for _ in range(3):
-        assert not refused(counted, "192.0.2.1")
-        counted.begin("192.0.2.1", 3)
+    for left in (3, 2, 1):
+        assert counted.left("192.0.2.1", 3) == [left]
+        fail(counted, "192.0.2.1")
     assert refused(counted, "192.0.2.1") == "too many failed logins from 192.0.2.1"
-    with pytest.raises(TempFail):
-        counted.begin("192.0.2.1", 3)
     assert not refused(counted, "192.0.2.2")
     clock.now += failures.DRAIN
     assert not refused(counted, "192.0.2.1")
-    counted.begin("192.0.2.1", 3)
+    fail(counted, "192.0.2.1")
     assert refused(counted, "192.0.2.1")
     clock.now += 3 * failures.DRAIN
-    counted.begin("192.0.2.1", 3)
-    counted.begin("192.0.2.1", 3)
+    assert counted.left("192.0.2.1", 3) == [3]
 
 
-def test_what_did_not_fail_does_not_count(counted):
+def test_a_forgotten_telephone_counts_once_and_guesses_do_not(counted):
     for _ in range(10):
-        counted.begin("192.0.2.1", 1)
-        counted.forgive("192.0.2.1")
-    assert not refused(counted, "192.0.2.1", 1)
-    assert not counted._buckets
+        counted.count("192.0.2.1", user="alice", secret="of last year")
+        counted.count("192.0.2.1", user="ALICE", secret="of last year")
+    assert counted.left("192.0.2.1", 9) == [8]
+    counted.count("192.0.2.1", user="alice", secret="of last yea")
+    counted.count("192.0.2.1", user="bob", secret="of last year")
+    counted.count("192.0.2.2", user="alice", secret="of last year")
+    assert counted.left("192.0.2.1", 9) == [6]
+    assert counted.left("192.0.2.2", 9) == [8]
+
+
+def test_where_the_user_ends_and_the_secret_begins_is_plain(counted):
+    counted.count("192.0.2.1", user="a", secret="bc")
+    counted.count("192.0.2.1", user="ab", secret="c")
+    assert counted.left("192.0.2.1", 9) == [7]
+
+
+def test_a_site_with_many_networks_is_refused_in_the_end(counted, clock):
+    for n in range(3 * SITE):
+        assert not refused(counted, f"2001:db8:1:{n:x}::1")
+        fail(counted, f"2001:db8:1:{n:x}::1")
+    assert refused(counted, "2001:db8:1:ffff::1") == "too many failed logins from 2001:db8:1::/48"
+    assert not refused(counted, "2001:db8:2::1")
+    clock.now += failures.DRAIN
+    assert counted.left("2001:db8:1:ffff::1", 3) == [3, SITE]
 
 
 def test_a_clock_that_goes_back_forgives_nothing_and_harms_nobody(counted, clock):
-    counted.begin("192.0.2.1", 1)
+    fail(counted, "192.0.2.1")
     clock.now -= 10_000
     assert refused(counted, "192.0.2.1", 1)
     clock.now += 10_000 + failures.DRAIN
@@ -65,21 +87,22 @@ def test_a_clock_that_goes_back_forgives_nothing_and_harms_nobody(counted, clock
 
 def test_memory_is_bounded_and_the_latest_are_kept(counted, monkeypatch):
     monkeypatch.setattr(failures, "SOURCES_MAX", 10)
+    monkeypatch.setattr(failures, "REPEATED_MAX", 10)
     for n in range(50):
-        counted.begin(f"192.0.2.{n}", 1)
-    assert len(counted._buckets) == 10
+        counted.count(f"192.0.2.{n}", user="alice", secret="wrong")
+    assert len(counted._buckets) == len(counted._failed) == 10
     assert refused(counted, "192.0.2.49", 1) and not refused(counted, "192.0.2.1", 1)
 
 
 @pytest.mark.parametrize(
-    ("address", "name"),
+    ("address", "names"),
     [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("local", "local"),
+        ("192.0.2.1", ["192.0.2.1"]),
+        ("::ffff:192.0.2.1", ["192.0.2.1"]),
+        ("2001:db8:1:2:3:4:5:6", ["2001:db8:1:2::/64", "2001:db8:1::/48"]),
+        ("fe80::1%eth0", ["fe80::/64", "fe80::/48"]),
+        ("local", ["local"]),
     ],
 )
-def test_who_is_one_source(address, name):
-    assert source(address) == name
+def test_who_is_one_source(address, names):
+    assert [scope.name for scope in scopes(address)] == names

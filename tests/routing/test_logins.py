@@ -10,6 +10,7 @@ import pytest
 from pillarbox.conf.model import AUTH_SYSTEM
 from pillarbox.errors import TempFail
 from pillarbox.routing import failures
+from pillarbox.routing.auth import Passwords
 from pillarbox.routing.tokens import hash_token
 from pillarbox.smtp.sasl import verifier
 from pillarbox.smtp.sasl.exchange import Circumstances
@@ -94,6 +95,62 @@ def test_nobody_can_tell_who_has_a_verifier(user):
     assert not ask([mixed], lambda lookup: scram(lookup, "mixed", "alice-pw", user=user))
 
 
+def test_a_name_that_the_table_takes_for_another_has_its_salt():
+    people = table("people", ("alice@example.com", ALICE))
+
+    def salt(name):
+        return ask([people], lambda lookup: lookup.scram_salt(login("people", name)))
+
+    for local in ("alice", "ghost"):
+        assert salt(f"{local}@example.com") == salt(f"{local.upper()}@example\u3002com") == salt(f"{local}@EXAMPLE.com")
+
+
+def test_made_up_salts_look_like_those_of_all_users():
+    makes = [(5000, 16)] * 3 + [(60_000, 12)] + [(4096, 100)] * 2
+    stored = [
+        str(verifier.Verifier(iterations=n, salt=b"s" * size, stored_key=b"k" * 32, server_key=b"k" * 32))
+        for n, size in makes
+    ]
+    people = table("people", *((f"user{n}", value) for n, value in enumerate(stored)))
+
+    async def scenario(lookup):
+        return [await lookup.scram_salt(login("people", f"ghost{n}")) for n in range(300)]
+
+    told = ask([people], scenario)
+    shapes = [(iterations, len(salt)) for salt, iterations in told]
+    assert set(shapes) == set(makes)
+    assert shapes.count((5000, 16)) > shapes.count((60_000, 12)) > 20
+    assert len({salt for salt, _ in told}) == 300
+    assert told == ask([people], scenario)
+
+
+def hashed_against(monkeypatch, tables, *users):
+    """The hashes that these users' passwords were compared with."""
+    asked = []
+    fits = Passwords.fits
+    monkeypatch.setattr(Passwords, "fits", lambda self, pw, stored: asked.append(stored) or fits(self, pw, stored))
+
+    async def scenario(lookup):
+        for name, user in users:
+            assert not await lookup.authenticate(login(name, user), "wrong")
+
+    ask(tables, scenario, limit=1000)
+    return asked
+
+
+def test_a_user_who_is_locked_or_unknown_takes_the_time_of_another(monkeypatch):
+    mixed = table("mixed", ("dave", "!" + SHA512), ("erin", "plain text"), ("alice", ALICE))
+    users = [("mixed", user) for user in ("dave", "erin", "ghost", "alice")]
+    assert hashed_against(monkeypatch, [mixed], *users) == [ALICE] * 4
+
+
+def test_the_same_unknown_user_takes_the_same_time_and_not_all_do(monkeypatch):
+    mixed = table("mixed", ("alice", ALICE), ("bob", SHA512))
+    ghosts = [("mixed", f"ghost{n}") for n in range(40)]
+    asked = hashed_against(monkeypatch, [mixed], *ghosts, *ghosts)
+    assert set(asked) == {ALICE, SHA512} and asked[:40] == asked[40:]
+
+
 def test_a_proof_of_any_length_is_refused_and_nothing_more():
     for proof in (b"", b"x", b"x" * 33, b"\0" * 32):
         assert not ask([SCRAM], lambda lookup, p=proof: lookup.scram_signature(login("scram", "alice"), b"m", p))
@@ -128,7 +185,8 @@ def test_system_users_by_pam():
 async def guess(lookup, times, address="192.0.2.1", password="wrong"):
     """What became of so many tries."""
     who = login("creds", "alice", address)
-    outcomes = await asyncio.gather(*(lookup.authenticate(who, password) for _ in range(times)), return_exceptions=True)
+    tries = [f"{password} {n}" if password == "wrong" else password for n in range(times)]
+    outcomes = await asyncio.gather(*(lookup.authenticate(who, one) for one in tries), return_exceptions=True)
     return [outcome if isinstance(outcome, bool) else str(outcome) for outcome in outcomes]
 
 
@@ -146,6 +204,17 @@ def test_the_right_password_from_there_is_refused_too():
         return await guess(lookup, 1, password="right"), await guess(lookup, 1, "192.0.2.9", "right")
 
     assert ask([CREDENTIALS], scenario, limit=3) == ([TOO_MANY], [True])
+
+
+def test_right_passwords_that_come_at_once_are_all_right():
+    assert ask([CREDENTIALS], lambda lookup: guess(lookup, 40, password="right"), limit=3) == [True] * 40
+
+
+def test_an_old_password_of_one_device_keeps_nobody_out():
+    async def scenario(lookup):
+        return await guess(lookup, 20, password="old"), await guess(lookup, 1, password="right")
+
+    assert ask([CREDENTIALS], scenario, limit=3) == ([False] * 20, [True])
 
 
 def test_right_passwords_and_failing_tables_do_not_count():
@@ -170,9 +239,9 @@ def test_proofs_and_tokens_count_as_passwords_do(monkeypatch):
 
     async def scenario(lookup):
         outcomes = []
-        for _ in range(2):
+        for n in range(2):
             outcomes.append(await scram(lookup, "scram", "wrong"))
-            outcomes.append(await lookup.check_token(login("scram", "alice"), "wrong"))
+            outcomes.append(await lookup.check_token(login("scram", "alice"), f"wrong {n}"))
         with pytest.raises(TempFail, match="too many"):
             await lookup.scram_salt(login("scram", "alice"))
         with pytest.raises(TempFail, match="too many"):

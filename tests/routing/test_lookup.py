@@ -6,7 +6,7 @@ import io
 import msgspec
 import pytest
 
-from pillarbox.conf.model import AUTH_SYSTEM, Local, SmtpOptions, Table, TableKind
+from pillarbox.conf.model import AUTH_SYSTEM, Local, Relay, SmtpOptions, Table, TableKind
 from pillarbox.errors import TempFail
 from pillarbox.roles.lookup import User
 from tests.routing.support import (
@@ -23,9 +23,9 @@ from tests.routing.support import (
 from tests.routing.test_auth import SHA512
 
 
-def ask(tables, question, *, parent=None):
+def ask(tables, question, *, parent=None, actions=(RELAY,)):
     """The answer to one question put to a lookup with these tables."""
-    lookup = make_lookup(configuration(tables=tables), parent=parent)
+    lookup = make_lookup(configuration(tables=tables, actions=actions, rules=()), parent=parent)
     try:
         return asyncio.run(question(lookup))
     finally:
@@ -78,10 +78,12 @@ def test_names_users_credentials_urls_and_sources():
         table("hosts", "smtp://b", "smtp://a"),
         table("src", "192.0.2.2", "[::1]", "192.0.2.1"),
     ]
-    assert ask(tables, lambda lookup: lookup.host_name(0, "names", "::1")) == "six.example"
-    assert ask(tables, lambda lookup: lookup.host_name(0, "names", "127.0.0.2")) == ""
-    assert ask(tables, lambda lookup: lookup.credentials(0, "creds", "LABEL")) == ("user", "s3cret two")
-    assert ask(tables, lambda lookup: lookup.credentials(0, "creds", "x")) is None
+    relay = [Relay(name="relay", auth="creds", helo_src="names")]
+    assert ask(tables, lambda lookup: lookup.host_name(0, "names", "::1"), actions=relay) == "six.example"
+    assert ask(tables, lambda lookup: lookup.host_name(0, "names", "127.0.0.2"), actions=relay) == ""
+    credentials = ask(tables, lambda lookup: lookup.credentials(0, "creds", "LABEL"), actions=relay)
+    assert credentials == ("user", "s3cret two")
+    assert ask(tables, lambda lookup: lookup.credentials(0, "creds", "x"), actions=relay) is None
     assert ask(tables, lambda lookup: lookup.relay_url(0, "urls", "Example.NET")) == "smtp://a"
     assert ask(tables, lambda lookup: lookup.relay_url(0, "urls", "a.example.net")) == ""
     assert ask(tables, lambda lookup: lookup.source_addresses(0, "src")) == ["192.0.2.1", "192.0.2.2", "::1"]
@@ -94,6 +96,18 @@ def test_names_users_credentials_urls_and_sources():
         return [await lookup.relay_url(0, "hosts", "") for _ in range(3)]
 
     assert ask(tables, in_turn) == ["smtp://a", "smtp://b", "smtp://a"]
+
+
+def test_hashes_of_passwords_are_told_to_nobody():
+    tables = [table("people", ("alice", SHA512)), table("creds", ("label", "user:s3cret"))]
+    relay = [Relay(name="relay", auth="creds")]
+    for question in (
+        lambda lookup: lookup.credentials(0, "people", "alice"),
+        lambda lookup: lookup.host_name(0, "people", "alice"),
+        lambda lookup: lookup.host_name(0, "creds", "label"),
+    ):
+        with pytest.raises(TempFail, match="this configuration"):
+            ask(tables, question, actions=relay)
 
 
 def test_a_missing_table_or_configuration_is_temporary():

@@ -7,13 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from pillarbox.conf.model import Local, Table, TableKind
+from pillarbox.conf.model import Local, Relay, Table, TableKind
 from pillarbox.daemon.programs import Programs
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.routing.lookup import Lookup
-from tests.routing.support import KEY, NOW, RELAY, Names, Parent, configuration, criterion, login, match, recipient
+from tests.routing.support import (
+    KEY,
+    LOCAL,
+    NOW,
+    RELAY,
+    Names,
+    Parent,
+    configuration,
+    criterion,
+    login,
+    match,
+    recipient,
+)
 
+ACTIONS = (LOCAL, RELAY)
 SCRIPT = str(Path(__file__).parent.parent / "tables/misbehaving.py")
 
 
@@ -72,7 +85,8 @@ def play(body, config):
 
 def programs(*modes, generation=0, **options):
     tables = [Table(name=mode, kind=TableKind.PROC, backend="x") for mode in modes]
-    return configuration(tables=tables, generation=generation, **options)
+    relays = [Relay(name=mode, auth=mode, helo_src=mode) for mode in modes]
+    return configuration(tables=tables, generation=generation, **{"actions": (*ACTIONS, *relays), **options})
 
 
 def test_a_program_that_registers_auth_checks_passwords_itself():

@@ -4,12 +4,14 @@ import asyncio
 import json
 import ssl
 from base64 import b64decode, b64encode
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from pillarbox.conf.model import Config, Listener, SmtpOptions, TlsMode
 from pillarbox.errors import PermFail, TempFail
-from pillarbox.server.tls import build_contexts
+from pillarbox.server.tls import Material, build_contexts
 from tests.smtp.sasl.client import ScramClient
 
 from .memory import Dialogue, World, world
@@ -188,6 +190,24 @@ def test_the_end_point_is_the_certificate_that_sni_chose():
     asyncio.run(inside())
 
 
+def test_the_end_point_is_the_certificate_that_is_shown_though_its_file_was_renewed(tmp_path):
+    paths = [str(tmp_path / name) for name in ("cert.pem", "key.pem")]
+    for path, content in zip(paths, certificate("old.example"), strict=True):
+        Path(path).write_bytes(content)
+    listener = Listener(id=1, pki=("srv",), tls=TlsMode.SMTPS, auth="scram", mechanisms=("SCRAM-SHA-256-PLUS",))
+    config = Config(hostname="host.example.org", listeners=(listener,))
+    contexts = build_contexts(config, {"srv": Material(cert=paths[0], key=paths[1])}, {})
+    Path(paths[0]).write_bytes(certificate("new.example")[0])
+
+    async def inside() -> None:
+        async with world(listener, config, contexts) as w:
+            c = await secured(w)
+            client = ScramClient("alice", "alice-pw", binding=binding(c, "tls-server-end-point"))
+            assert await scram(c, client, "SCRAM-SHA-256-PLUS") == SUCCEEDED
+
+    asyncio.run(inside())
+
+
 @pytest.mark.parametrize(("mechanism", "message"), [("XOAUTH2", XOAUTH), ("OAUTHBEARER", OAUTH)])
 def test_bearer_tokens(mechanism, message):
     async def scenario(w: World) -> None:
@@ -239,6 +259,44 @@ def test_refused_exchanges_count_as_failed_too():
         assert await scram(c, client) == "421 4.7.0 Too many failed logins"
 
     run(scenario, smtp=SmtpOptions(max_failed_logins=2))
+
+
+def test_a_temporary_failure_counts_for_nothing():
+    async def scenario(w: World) -> None:
+        c = await secured(w)
+        w.lookup.fail = True
+        for _ in range(3):
+            assert (await c.send(plain("alice", "alice-pw")))[:3] == "454"
+        w.lookup.fail = False
+        assert await c.send(plain("alice", "alice-pw")) == SUCCEEDED
+
+    run(scenario, smtp=SmtpOptions(max_failed_logins=2))
+
+
+@pytest.mark.parametrize("error", [None, TempFail("later")])
+def test_when_a_failure_is_answered_does_not_depend_on_what_it_took(error, monkeypatch):
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def slow(*_: object) -> bool:
+        await real_sleep(0.05)
+        if error is not None:
+            raise error
+        return False
+
+    async def scenario(w: World) -> None:
+        w.lookup.authenticate = slow  # type: ignore[method-assign]
+        w.server._services = msgspec.structs.replace(w.server._services, auth_delay=lambda: 100.0)
+        c = await secured(w)
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        assert (await c.send(plain("alice", "wrong")))[:3] == ("535" if error is None else "454")
+        monkeypatch.undo()
+        assert 0 < slept[0] <= 99.95
+
+    real_sleep = asyncio.sleep
+    run(scenario)
 
 
 def test_lines_of_an_exchange_in_one_write_are_answered_in_order():

@@ -5,48 +5,78 @@ server is no way around what the machine refuses.
 """
 
 import ctypes
+import hashlib
 import hmac
 import pwd
 import time
 
 from pillarbox.errors import TempFail
+from pillarbox.tables.passwd import system_user
 
 # Linux-PAM's open_err, symbol_err, service_err, system_err, buf_err, authinfo_unavail, abort, module_unknown.
 _CANNOT_TELL = (1, 2, 3, 4, 5, 9, 26, 28)
 _PAM_FLAGS = 0x8000 | 0x0001  # PAM_SILENT, PAM_DISALLOW_NULL_AUTHTOK
 _NEVER = ("", "-1")
+_FIELDS = 8  # of an entry in shadow(5), at least
+_HASH_MIN = 13  # characters: that of DES
+_NOBODY = "$6$unknownuser$"
 
 
 def fits_shadow(user: str, password: str, *, shadow: str = "/etc/shadow") -> bool:
-    """Compare with the shadow entry; a locked, expired or passwordless account never fits."""
-    stored = _stored(user, shadow)
-    usable = len(stored) > 1 and stored[0] not in "!*"
-    library = ctypes.CDLL("libcrypt.so.1")
-    library.crypt.restype = ctypes.c_char_p
-    # Unknown users cost the same work as known ones.
-    salt = stored if usable else "$6$unknownuser$"
-    secret, setting = (x.encode("utf-8", "surrogateescape") for x in (password, salt))
+    """Compare with the shadow entry; a locked, expired or passwordless account never fits.
+
+    Where there is nothing to compare with, it takes the time of some other user. TempFail where it cannot be told.
+    """
+    secret = password.encode("utf-8", "surrogateescape")
     if b"\0" in secret:
         return False
+    entries = _entries(shadow)
+    stored = _stored(user, entries)
+    setting = (stored or _decoy(user, entries)).encode("utf-8", "surrogateescape")
+    library = ctypes.CDLL("libcrypt.so.1")
+    library.crypt.restype = ctypes.c_char_p
     hashed = library.crypt(secret, setting)
-    return usable and hashed is not None and hmac.compare_digest(hashed, setting)
+    return bool(stored) and hashed is not None and hmac.compare_digest(hashed, setting)
 
 
-def _stored(user: str, shadow: str) -> str:
+def _entries(shadow: str) -> dict[str, list[str]]:
+    """The fields of each entry by user; none where the system keeps no such file."""
+    try:
+        with open(shadow, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":") for line in file]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise TempFail(f"{shadow}: {error.strerror}") from None
+    return {fields[0]: fields for fields in reversed(lines) if len(fields) >= _FIELDS}  # of two the first counts
+
+
+def _stored(user: str, entries: dict[str, list[str]]) -> str:
     """The hash that a password must fit, "" where none may."""
+    if system_user(user) is None:
+        return ""
+    fields = entries.get(user)
+    if fields is not None:
+        usable = _usable(fields[1]) and not _expired(fields, int(time.time() // 86400))
+        return fields[1] if usable else ""
     try:
         stored = pwd.getpwnam(user).pw_passwd
     except KeyError:
-        return ""
-    try:
-        with open(shadow, encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                fields = line.rstrip("\n").split(":")
-                if fields[0] == user and len(fields) >= 8:
-                    return "" if _expired(fields, int(time.time() // 86400)) else fields[1]
-    except OSError:
-        pass
-    return stored
+        raise TempFail(f'user "{user}": no longer there') from None
+    if stored == "x":
+        raise TempFail(f'user "{user}": the password is in shadow(5), which has no such entry')
+    return stored if _usable(stored) else ""
+
+
+def _usable(stored: str) -> bool:
+    return len(stored) >= _HASH_MIN and stored[0] not in "!*"
+
+
+def _decoy(user: str, entries: dict[str, list[str]]) -> str:
+    """The hash of another user, always the same one: what comparing takes differs from method to method."""
+    usable = sorted(fields[1] for fields in entries.values() if _usable(fields[1]))
+    point = hashlib.sha256(user.encode("utf-8", "surrogateescape")).digest()
+    return usable[int.from_bytes(point[:8]) * len(usable) >> 64] if usable else _NOBODY
 
 
 def _expired(fields: list[str], today: int) -> bool:

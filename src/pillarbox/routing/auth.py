@@ -2,12 +2,13 @@
 never plain text.
 
 Hashing takes long by design, so it is done in a few threads of its own: guessers queue up behind each other, not
-before lookups. An unknown user costs as much as a wrong password.
+before lookups. A user who is unknown or locked costs as much as a wrong password does.
 """
 
 import asyncio
 import ctypes
 import hmac
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import argon2
@@ -22,6 +23,8 @@ MAX_WAITING = 200  # checks waiting or running, above that: TempFail
 DEADLINE = 30.0  # seconds
 _CRYPT_DATA = 256 * 1024  # bytes; struct crypt_data takes 32 KiB in libxcrypt and 128 KiB in glibc
 _LIBRARIES = ("libcrypt.so.1", "libcrypt.so.2", "libcrypt.so", None)  # None: in libc itself (musl)
+# Modular crypt formats, SCRAM verifiers, and those of crypt(3) without a prefix: BSDi, DES and bigcrypt.
+_HASH = re.compile(r"(?:\$\w[^$]*\$|SCRAM-SHA-256\$).{8,}|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13}(?:[./0-9A-Za-z]{11})*")
 _BCRYPT = ("$2a$", "$2b$", "$2y$")
 # Hash of a random string nobody kept: what an unknown user's password is compared with.
 _DECOY = "$6$zezsgGTepgInD3Ff$gib3SHh0sZKfWc56Fxs7bYxQaUNbRzqD3WEWmYZ6w0s5nnlDNWNjw0kW75ca.rgucGDEhjucsD3jsitg8yYK61"
@@ -36,15 +39,16 @@ class Passwords:
         self._waiting = 0
 
     async def check(self, password: str, stored: str | None, *, decoy: str = "") -> bool:
-        """Does the password fit the stored hash? With None: the time of hashing against `decoy`, then False.
+        """Does the password fit the stored hash? Where there is none: the time of hashing against `decoy`, then False.
 
         TempFail: too many are waiting, or this system cannot compute such a hash.
         """
         if self._waiting >= MAX_WAITING:
             raise TempFail("too many passwords are being checked")
         secret = password.encode("utf-8", "surrogateescape")
-        usable = b"\0" not in secret and len(secret) <= MAX_PASSWORD and stored is not None
-        against = stored if usable and stored is not None else decoy or _DECOY
+        usable = b"\0" not in secret and len(secret) <= MAX_PASSWORD
+        known = stored is not None and takes_time(stored)
+        against = stored if stored is not None and known else decoy or _DECOY
         self._waiting += 1
         try:
             async with asyncio.timeout(DEADLINE):
@@ -55,7 +59,7 @@ class Passwords:
             raise TempFail(f"a password was not checked within {DEADLINE:.0f} s") from None
         finally:
             self._waiting -= 1
-        return fits and usable
+        return fits and usable and known
 
     def fits(self, password: bytes, stored: str) -> bool:
         """The check itself; blocks for as long as the hash takes."""
@@ -81,6 +85,11 @@ class Passwords:
         if result is None or result[:1] == b"*":
             return False
         return hmac.compare_digest(result, setting)
+
+
+def takes_time(stored: str) -> bool:
+    """Is it a hash, which takes time to compare a password with; not plain text, nor what a locked account has?"""
+    return _HASH.fullmatch(stored) is not None
 
 
 def _fits_argon2(password: bytes, stored: str) -> bool:

@@ -1,17 +1,32 @@
 """Failed logins by where they came from: whoever guesses is soon refused without being heard.
 
-A bucket a source: each failure fills it, time drains it. Memory is bounded; of too many sources the ones that failed
-longest ago are forgotten.
+A bucket a source: each failure fills it, time drains it. Of IPv6 the network that a site is given is counted as well.
+The same secret for the same user is no guess but a forgotten telephone: it counts once. Memory is bounded; of too many
+sources the ones that failed longest ago are forgotten.
 """
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
 
+import msgspec
+
 from pillarbox.errors import TempFail
+from pillarbox.mail.idn import fold_address
 
 SOURCES_MAX = 10_000
+REPEATED_MAX = 10_000
 DRAIN = 60.0  # seconds until one failure is forgotten
+SITE = 10  # so many times as many are granted to an IPv6 /48, which has 65,536 sources
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Who is counted as one, and how many times the limit they have."""
+
+    name: str
+    share: int
 
 
 class Failures:
@@ -19,48 +34,58 @@ class Failures:
 
     def __init__(self, *, now: Callable[[], float]) -> None:
         self._now = now
+        self._key = secrets.token_bytes(32)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # level, and when it was so
+        self._failed: OrderedDict[bytes, None] = OrderedDict()
 
-    def begin(self, address: str, limit: int) -> None:
-        """A login is tried: it counts as failed until `forgive` says otherwise, so that many at once gain nothing.
+    def left(self, address: str, limit: int) -> list[int]:
+        """How many may fail before each of the source's scopes is refused. TempFail where one is."""
+        found = []
+        for scope in scopes(address):
+            found.append(int(limit * scope.share - self._level(scope)))
+            if found[-1] < 1:
+                raise TempFail(f"too many failed logins from {scope.name}")
+        return found
 
-        TempFail where the source has failed too often.
-        """
-        self.check(address, limit)
-        self._set(address, self._level(address) + 1)
-
-    def check(self, address: str, limit: int) -> None:
-        """Raise the TempFail of `begin`, and count nothing."""
-        if self._level(address) + 1 > limit:
-            raise TempFail(f"too many failed logins from {source(address)}")
-
-    def forgive(self, address: str) -> None:
-        """The login that was begun did not fail."""
-        self._set(address, self._level(address) - 1)
-
-    def _level(self, address: str) -> float:
-        level, since = self._buckets.get(source(address), (0.0, 0.0))
-        return max(0.0, level - max(0.0, self._now() - since) / DRAIN)
-
-    def _set(self, address: str, level: float) -> None:
-        name = source(address)
-        if level <= 0:
-            self._buckets.pop(name, None)
+    def count(self, address: str, *, user: str, secret: str | None = None) -> None:
+        """A login failed, with this password or token."""
+        if secret is not None and self._is_repeated(address, user, secret):
             return
-        self._buckets[name] = level, self._now()
-        self._buckets.move_to_end(name)
-        if len(self._buckets) > SOURCES_MAX:
-            self._buckets.popitem(last=False)
+        for scope in scopes(address):
+            self._buckets[scope.name] = self._level(scope) + 1, self._now()
+            self._buckets.move_to_end(scope.name)
+            if len(self._buckets) > SOURCES_MAX:
+                self._buckets.popitem(last=False)
+
+    def _level(self, scope: Scope) -> float:
+        level, since = self._buckets.get(scope.name, (0.0, 0.0))
+        return max(0.0, level - max(0.0, self._now() - since) / DRAIN * scope.share)
+
+    def _is_repeated(self, address: str, user: str, secret: str) -> bool:
+        fields = (scopes(address)[0].name, fold_address(user), secret)
+        encoded = [field.encode("utf-8", "surrogateescape") for field in fields]
+        tried = blake2b(msgspec.msgpack.encode(encoded), key=self._key, digest_size=16).digest()
+        repeated = tried in self._failed
+        self._failed[tried] = None
+        self._failed.move_to_end(tried)
+        if len(self._failed) > REPEATED_MAX:
+            self._failed.popitem(last=False)
+        return repeated
 
 
-def source(address: str) -> str:
-    """Who is counted as one: an IPv4 address, or the /64 that an IPv6 address is in, for that is what one is given."""
+def scopes(address: str) -> tuple[Scope, ...]:
+    """The source and what it is part of: an IPv4 address; the /64 of an IPv6 address, which is what one host is given,
+    and its /48, which is what one site is."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
-        return address
+        return (Scope(address, 1),)
     if not isinstance(parsed, IPv6Address):
-        return str(parsed)
+        return (Scope(str(parsed), 1),)
     if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
+        return (Scope(str(parsed.ipv4_mapped), 1),)
+    return Scope(_network(parsed, 64), 1), Scope(_network(parsed, 48), SITE)
+
+
+def _network(address: IPv6Address, bits: int) -> str:
+    return f"{IPv6Address(int(address) >> 128 - bits << 128 - bits)}/{bits}"

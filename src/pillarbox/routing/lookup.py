@@ -66,6 +66,9 @@ class _Generation:
         self.config = config
         self.tables = tables
         self.expander = expander
+        relays = [action for action in config.actions.values() if isinstance(action, model.Relay)]
+        self.credentials = frozenset(relay.auth for relay in relays)
+        self.hostnames = frozenset(relay.helo_src for relay in relays) | {x.hostnames for x in config.listeners}
 
 
 class Lookup:
@@ -307,11 +310,15 @@ class Lookup:
     # -- relaying
 
     async def host_name(self, generation: int, table: str, address: str) -> str:
-        """addrname service."""
+        """addrname service; only of tables that are there for it: in others a name might have a password."""
+        if table not in self._generation(generation).hostnames:
+            raise TempFail(f'table "{table}" is not one of host names in this configuration')
         return await self._table(generation, table).lookup(Service.ADDRNAME, bracketed(address)) or ""
 
     async def credentials(self, generation: int, table: str, label: str) -> tuple[str, str] | None:
-        """credentials service for a relay."""
+        """credentials service; only of tables that relays log in by: a listener's hashes are told to nobody."""
+        if table not in self._generation(generation).credentials:
+            raise TempFail(f'table "{table}" is not one that this configuration relays by')
         value = await self._table(generation, table).lookup(Service.CREDENTIALS, label)
         return None if value is None else parse_credentials(label, value)
 

@@ -59,7 +59,7 @@ class Server:
         tls_contexts: Mapping[int, ssl.SSLContext],
         local_addresses: frozenset[str] = frozenset(_LOOPBACK),
         max_sessions: int | None = None,
-        auth_delay: Callable[[], float] = random.random,
+        auth_delay: Callable[[], float] = lambda: random.uniform(1.0, 2.0),
         holder: str = "dispatcher",
     ) -> None:
         self._loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from pillarbox.server.trace import Dates
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """Shared by the sessions. `auth_delay`: seconds to wait before a wrong password is answered."""
+    """Shared by the sessions. `auth_delay`: seconds from a password to the answer that it is wrong."""
 
     lookup: Lookup
     queue: Queue

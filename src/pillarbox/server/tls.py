@@ -54,7 +54,7 @@ Vyt287G5XYyFg9PkdwU2uE8BfnDm+/F2YBoCZpQaF7DIuX9OdMLB/8cniRl3eUDB
 class ListenerContext(ssl.SSLContext):
     """A context that knows the certificate that it shows, for `tls-server-end-point`."""
 
-    certificate: bytes | str = b""  # as in `Material`
+    certificate: bytes = b""  # PEM
     end_point: bytes | None = None  # None: not calculated yet
 
 
@@ -88,7 +88,7 @@ def build_context(
         chosen = [materials[name] for name in listener.pki] or [materials["*"]]
         contexts = [_context(listener, config, material, authorities) for material in chosen]
         if len(contexts) > 1:
-            _choose_by_name(contexts[0], _by_name(contexts, chosen))
+            _choose_by_name(contexts[0], _by_name(contexts))
     except (OSError, ValueError, KeyError) as error:
         raise PermFail(
             f"{config.file}:{listener.line}: listen on {listener.interface}: TLS: {_reason(error)}"
@@ -104,9 +104,8 @@ def _reason(error: Exception) -> str:
 
 def _context(
     listener: Listener, config: Config, material: Material, authorities: Mapping[str, bytes | str]
-) -> ssl.SSLContext:
+) -> ListenerContext:
     context = ListenerContext(ssl.PROTOCOL_TLS_SERVER)
-    context.certificate = material.cert
     context.minimum_version, context.maximum_version = parse_protocols(listener.protocols)
     ciphers = listener.ciphers or config.smtp.ciphers
     context.set_ciphers(_CIPHERS.get(ciphers.lower(), ciphers))
@@ -144,10 +143,12 @@ def parse_protocols(text: str) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
     return min(_VERSIONS[x] for x in wanted), max(_VERSIONS[x] for x in wanted)
 
 
-def _load_pair(context: ssl.SSLContext, material: Material) -> None:
+def _load_pair(context: ListenerContext, material: Material) -> None:
+    # Read once: a file that is renewed meanwhile shall not say something else of the certificate than is shown.
+    context.certificate = _content(material.cert)
     descriptors: list[int] = []
     try:
-        context.load_cert_chain(_path(material.cert, descriptors), _path(material.key, descriptors))
+        context.load_cert_chain(_path(context.certificate, descriptors), _path(material.key, descriptors))
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -183,24 +184,28 @@ def _path(content: bytes | str, descriptors: list[int]) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 
-def _by_name(contexts: Sequence[ssl.SSLContext], materials: Sequence[Material]) -> dict[str, ssl.SSLContext]:
+def _by_name(contexts: Sequence[ListenerContext]) -> dict[str, ssl.SSLContext]:
     found: dict[str, ssl.SSLContext] = {}
-    for context, material in zip(contexts, materials, strict=True):
-        for name in _certificate_names(material.cert):
+    for context in contexts:
+        for name in _certificate_names(context.certificate):
             found.setdefault(name.lower(), context)
     return found
 
 
-def _certificate(content: bytes | str) -> "x509.Certificate":
+def _content(content: bytes | str) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    with open(content, "rb") as file:
+        return file.read()
+
+
+def _certificate(content: bytes) -> "x509.Certificate":
     from cryptography import x509  # noqa: PLC0415 - 2.5 MB a process, wanted by few
 
-    if isinstance(content, str):
-        with open(content, "rb") as file:
-            content = file.read()
     return x509.load_pem_x509_certificate(content)
 
 
-def _certificate_names(content: bytes | str) -> list[str]:
+def _certificate_names(content: bytes) -> list[str]:
     from cryptography import x509  # noqa: PLC0415 - as above
 
     certificate = _certificate(content)
@@ -230,7 +235,7 @@ def channel_bindings(connection: ssl.SSLObject) -> dict[str, bytes]:
     return bindings
 
 
-def _end_point(content: bytes | str) -> bytes:
+def _end_point(content: bytes) -> bytes:
     """The hash of the certificate by the hash of its signature, SHA-256 at least (RFC 5929 §4.1); b"" without one."""
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
 

@@ -118,10 +118,6 @@ class MemoryTable:
             self._keys = sorted({key for key, _ in self.entries})
         return self._keys
 
-    def any_value(self) -> str:
-        """A value of the table, "" where it has none."""
-        return self.entries[0][1] if self.entries else ""
-
     def _address_names(self) -> dict[str, str]:
         if self._addresses is None:
             self._addresses = {parse_address(k) or k.lower(): v for k, v in self.entries}

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pillarbox.smtp.commands import BadSyntax
-from pillarbox.smtp.sasl.bearer import OAuthBearer, XOAuth2
+from pillarbox.smtp.sasl.bearer import oauthbearer, xoauth2
 from pillarbox.smtp.sasl.exchange import Challenge, CheckToken, Circumstances, Failure, Success
 
 HERE = Circumstances(nonce="nonce")
@@ -23,7 +23,7 @@ def b64(value: bytes) -> str:
 
 
 def test_xoauth2():
-    exchange = XOAuth2(HERE)
+    exchange = xoauth2(HERE)
     assert exchange.respond(None) == Challenge("")
     token = "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg"
     assert exchange.respond(b64(XOAUTH)) == CheckToken("alice@example.org", token)
@@ -32,7 +32,7 @@ def test_xoauth2():
 
 
 def test_oauthbearer():
-    exchange = OAuthBearer(HERE)
+    exchange = oauthbearer(HERE)
     token = "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg=="
     assert exchange.respond(b64(OAUTH)) == CheckToken("user@example.com", token)
     assert exchange.answer(True) == Success("user@example.com")
@@ -40,7 +40,7 @@ def test_oauthbearer():
 
 @pytest.mark.parametrize(
     ("mechanism", "message", "status"),
-    [(XOAuth2, XOAUTH, ("status", "401")), (OAuthBearer, OAUTH, ("status", "invalid_token"))],
+    [(xoauth2, XOAUTH, ("status", "401")), (oauthbearer, OAUTH, ("status", "invalid_token"))],
 )
 @pytest.mark.parametrize("dummy", ["AQ==", "", "*", "anything"])
 def test_a_refusal_is_told_in_json_and_then_it_is_over(mechanism, message, status, dummy):
@@ -51,7 +51,7 @@ def test_a_refusal_is_told_in_json_and_then_it_is_over(mechanism, message, statu
     assert exchange.respond(dummy) == Failure()
 
 
-@pytest.mark.parametrize("mechanism", [XOAuth2, OAuthBearer])
+@pytest.mark.parametrize("mechanism", [xoauth2, oauthbearer])
 @pytest.mark.parametrize(
     "message",
     [
@@ -80,4 +80,4 @@ def test_bad_messages(mechanism, message):
 
 
 def test_a_name_may_hold_a_comma():
-    assert OAuthBearer(HERE).respond(b64(b"y,a=a=2Cb,\x01auth=bearer t\x01\x01")) == CheckToken("a,b", "t")
+    assert oauthbearer(HERE).respond(b64(b"y,a=a=2Cb,\x01auth=bearer t\x01\x01")) == CheckToken("a,b", "t")

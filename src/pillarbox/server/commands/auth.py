@@ -102,16 +102,19 @@ async def _ask(session: "Session", question: Question) -> Reply:
     exchange, session.exchange = session.exchange, None
     assert exchange is not None
     user, log = _visible(question.user), session.services.log
+    clock = asyncio.get_running_loop().time
+    # When all that is no success is answered: the time that a check took cannot be told from the answer.
+    due = clock() + session.services.auth_delay()
     try:
         answer = await _answer(session, question)
     except TempFail as error:
         session.event("smtp authentication", user=user, result="tempfail")
         log.warn(f"smtp: {session.id:016x}: authentication: {error}")
-        return _failed(session, replies.AUTH_TEMPFAIL)
+        await asyncio.sleep(due - clock())
+        return replies.AUTH_TEMPFAIL  # it counts for nothing: the client may be right
     if not answer:
         session.event("smtp authentication", user=user, result="permfail")
-        # Neither the time that a check took nor that of a table without the user can be told from the answer.
-        await asyncio.sleep(session.services.auth_delay())
+        await asyncio.sleep(due - clock())
     session.exchange, step = exchange, exchange.answer(answer)
     assert isinstance(step, Challenge | Success | Failure)
     return _take(session, step)
@@ -136,10 +139,12 @@ async def _answer(session: "Session", question: Question) -> Answer:
             return await lookup.scram_signature(login, question.message, question.proof)
 
 
-def _failed(session: "Session", reply: Reply = replies.AUTH_FAILED) -> Reply:
+def _failed(session: "Session") -> Reply:
     """It was nobody; who goes on guessing is hung up on."""
     session.failed_logins += 1
-    return replies.TOO_MANY_LOGINS if session.failed_logins >= session.config.smtp.max_failed_logins else reply
+    if session.failed_logins >= session.config.smtp.max_failed_logins:
+        return replies.TOO_MANY_LOGINS
+    return replies.AUTH_FAILED
 
 
 def without_secrets(line: str) -> str:

@@ -1,6 +1,7 @@
 """XOAUTH2 and OAUTHBEARER (RFC 7628): a token instead of a password. A token that does not fit is told in JSON."""
 
 import re
+from collections.abc import Callable
 
 from pillarbox.smtp.commands import BadSyntax
 from pillarbox.smtp.sasl.exchange import (
@@ -24,13 +25,16 @@ _GS2 = re.compile(rb"[ny],(?:a=([^,]*))?,")  # RFC 7628 §3.1: no channel bindin
 _KEY = re.compile(rb"[A-Za-z]+")
 
 
-class _Bearer:
-    """What both have in common. `refusal`: what a client is told of a token that does not fit."""
+class Bearer:
+    """What both have in common: a message that `read` takes apart into user and token, raising `BadSyntax`.
 
-    name = ""
-    refusal = ""
+    `refusal`: what a client is told of a token that does not fit.
+    """
 
-    def __init__(self, circumstances: Circumstances) -> None:
+    def __init__(self, *, name: str, refusal: str, read: Callable[[bytes], tuple[str, str]]) -> None:
+        self._name = name
+        self._refusal = refusal
+        self._read = read
         self._user = ""
         self._refused = False
 
@@ -40,53 +44,52 @@ class _Bearer:
             return Failure()  # RFC 7628 §3.2.3: the client sent its dummy
         if line is None:
             return Challenge("")
-        self._user, token = self.read(decode(line))
+        self._user, token = self._read(decode(line))
         return CheckToken(self._user, token)
-
-    def read(self, message: bytes) -> tuple[str, str]:
-        """User and token of the message. Raises `BadSyntax`."""
-        raise NotImplementedError
 
     def answer(self, answer: Answer) -> Step:
         """Whether the token fits."""
         if answer:
             return Success(self._user)
         self._refused = True
-        return challenge(self.refusal)
+        return challenge(self._refusal)
 
     def label(self) -> str:
         """The one step."""
-        return f"AUTH {self.name} (...)"
+        return f"AUTH {self._name} (...)"
 
 
-class XOAuth2(_Bearer):
-    """XOAUTH2, as Google and Microsoft describe it: `user=NAME ^A auth=Bearer TOKEN ^A ^A`."""
-
-    name = "XOAUTH2"
+def xoauth2(_circumstances: Circumstances) -> Bearer:
+    """XOAUTH2, as Google and Microsoft describe it."""
     refusal = '{"status":"401","schemes":"bearer","scope":"mail"}'
-
-    def read(self, message: bytes) -> tuple[str, str]:
-        """See `_Bearer`."""
-        fields = _fields(message)
-        user = text(fields.get(b"user", b""), limit=USER_MAX)
-        if not user:
-            raise BadSyntax("XOAUTH2 message without a user")
-        return user, _token(fields)
+    return Bearer(name="XOAUTH2", refusal=refusal, read=_read_xoauth2)
 
 
-class OAuthBearer(_Bearer):
-    """OAUTHBEARER (RFC 7628): a GS2 header that names the user, then `^A auth=Bearer TOKEN ^A ^A`."""
-
-    name = "OAUTHBEARER"
+def oauthbearer(_circumstances: Circumstances) -> Bearer:
+    """OAUTHBEARER (RFC 7628)."""
     refusal = '{"status":"invalid_token","scope":"mail"}'
+    return Bearer(name="OAUTHBEARER", refusal=refusal, read=_read_oauthbearer)
 
-    def read(self, message: bytes) -> tuple[str, str]:
-        """See `_Bearer`. A token alone says nothing of whose it is: without a name it is refused."""
-        header, separator, rest = message.partition(b"\x01")
-        found = _GS2.fullmatch(header)
-        if not separator or found is None or not found[1]:
-            raise BadSyntax("OAUTHBEARER message without a user")
-        return saslname(found[1]), _token(_fields(rest))
+
+def _read_xoauth2(message: bytes) -> tuple[str, str]:
+    """`user=NAME ^A auth=Bearer TOKEN ^A ^A`."""
+    fields = _fields(message)
+    user = text(fields.get(b"user", b""), limit=USER_MAX)
+    if not user:
+        raise BadSyntax("XOAUTH2 message without a user")
+    return user, _token(fields)
+
+
+def _read_oauthbearer(message: bytes) -> tuple[str, str]:
+    """A GS2 header that names the user, then `^A auth=Bearer TOKEN ^A ^A`.
+
+    A token alone says nothing of whose it is: without a name it is refused.
+    """
+    header, separator, rest = message.partition(b"\x01")
+    found = _GS2.fullmatch(header)
+    if not separator or found is None or not found[1]:
+        raise BadSyntax("OAUTHBEARER message without a user")
+    return saslname(found[1]), _token(_fields(rest))
 
 
 def _fields(message: bytes) -> dict[bytes, bytes]:

@@ -1,9 +1,9 @@
-"""The mechanisms by name. A further one is a class beside these and a line here."""
+"""The mechanisms by name. A further one is an `Exchange` beside these and a line here."""
 
 from collections.abc import Callable
 from functools import partial
 
-from pillarbox.smtp.sasl.bearer import OAuthBearer, XOAuth2
+from pillarbox.smtp.sasl.bearer import oauthbearer, xoauth2
 from pillarbox.smtp.sasl.exchange import Circumstances, Exchange
 from pillarbox.smtp.sasl.password import Login, Plain
 from pillarbox.smtp.sasl.scram import Scram
@@ -15,6 +15,6 @@ MECHANISMS: dict[str, Callable[[Circumstances], Exchange]] = {
     "LOGIN": Login,
     SCRAM: partial(Scram, plus=False),
     SCRAM_PLUS: partial(Scram, plus=True),
-    "XOAUTH2": XOAuth2,
-    "OAUTHBEARER": OAuthBearer,
+    "XOAUTH2": xoauth2,
+    "OAUTHBEARER": oauthbearer,
 }
