@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pillarbox.conf.model import Config, Listener, Pki, QueueOptions, Srs, Table, TableKind
-from pillarbox.daemon.generations import Generations, for_role, read_generation
+from pillarbox.daemon.generations import LISTEN_MAX, Generations, for_role, read_generation
 from pillarbox.daemon.settings import Generation, KeyPair
 from pillarbox.errors import ConfigError, PillarboxError
 
@@ -35,6 +35,13 @@ def test_two_listeners_at_one_address_are_refused_by_the_line() -> None:
     with pytest.raises(ConfigError) as caught:
         read_generation(Config(hostname="x", file="conf", listeners=tuple(listeners)))
     assert str(caught.value) == "conf:7: listen on 127.0.0.1 port 25: line 3 already does"
+
+
+def test_more_addresses_than_a_dispatcher_can_be_given_are_refused() -> None:
+    listeners = tuple(Listener(id=n, line=n, interface="127.0.0.1", port=1000 + n) for n in range(1, LISTEN_MAX + 2))
+    read_generation(Config(hostname="x", file="conf", listeners=listeners[1:]))
+    with pytest.raises(ConfigError, match=f"conf:{LISTEN_MAX + 1}: {LISTEN_MAX + 1} addresses to listen on: "):
+        read_generation(Config(hostname="x", file="conf", listeners=listeners))
 
 
 def test_a_certificate_that_is_gone_meanwhile_is_said_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import signal
 import socket
 import threading
 import time
@@ -95,5 +96,87 @@ def test_errors_of_a_thread_are_raised_where_it_was_asked() -> None:
     async def body(it: hanging.Hanging) -> None:
         with pytest.raises(ZeroDivisionError):
             await it.in_thread(lambda: 1 // 0 and b"", "/home", "x")
+
+    run(body)
+
+
+def test_half_an_answer_of_a_child_that_dies_is_none() -> None:
+    """Its first bytes could be an address that is cut in the middle."""
+
+    def cut() -> bytes:
+        real = os.write
+
+        def write(fd: int, data: bytes) -> int:
+            real(fd, bytes(data[:20]))
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+
+        os.write = write  # type: ignore[assignment]  # in the child alone
+        return b"+bob@example.org\ncarol@example.org\n"
+
+    async def body(it: hanging.Hanging) -> None:
+        with pytest.raises(TempFail, match="could not be read"):
+            await it.in_child(cut, "/home", ".forward")
+
+    run(body)
+
+
+def test_one_home_that_hangs_keeps_nobody_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "DEADLINE", 0.5)
+
+    async def body(it: hanging.Hanging) -> None:
+        asked = [asyncio.ensure_future(it.in_child(sleep, "/home/eve", "x")) for _ in range(2 * hanging.AT_ONCE)]
+        await asyncio.sleep(0)
+        for work in (it.in_child, it.in_thread):
+            async with asyncio.timeout(0.4):
+                assert await work(lambda: b"fine", "/home/bob", "x") == b"fine"
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(a) for a in answers} == {TempFail}
+
+    started = time.monotonic()
+    run(body)
+    assert time.monotonic() - started < 2 * 0.5 + 2, "who waits for a turn has a deadline, too"
+
+
+def test_a_file_server_that_is_gone_is_not_asked_home_by_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "DEADLINE", 0.1)
+    release = threading.Event()
+
+    async def body(it: hanging.Hanging) -> None:
+        async def ask(number: int) -> None:
+            with pytest.raises(TempFail):
+                await it.in_thread(lambda: release.wait(30), f"/net/home/{number}", "x")
+
+        await asyncio.gather(*(ask(number) for number in range(hanging.LEFT_ABOVE)))
+        with pytest.raises(TempFail, match="/net/home does not answer"):
+            await it.in_thread(lambda: b"", "/net/home/another", "x")
+        assert await it.in_thread(lambda: b"fine", "/home/bob", "x") == b"fine"
+
+    try:
+        run(body)
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_comes_when_nobody_waits_any_more_is_given_back(cancelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "DEADLINE", 20.0 if cancelled else 0.1)
+    release, begun = threading.Event(), threading.Event()
+
+    def work() -> bytes:
+        begun.set()
+        release.wait(30)
+        return b"late"
+
+    async def body(it: hanging.Hanging) -> None:
+        late: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        asked = asyncio.ensure_future(it.in_thread(work, "/home", "x", late=late.set_result))
+        await asyncio.to_thread(begun.wait)
+        if cancelled:
+            asked.cancel()
+        with pytest.raises((TempFail, asyncio.CancelledError)):
+            await asked
+        release.set()
+        assert await late == b"late"
 
     run(body)

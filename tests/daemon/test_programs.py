@@ -6,11 +6,14 @@ import os
 import pwd
 import re
 import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from pillarbox.daemon import programs
 from pillarbox.daemon.privileges import Account
 from pillarbox.daemon.programs import Programs
 from pillarbox.errors import PillarboxError, TempFail
@@ -64,7 +67,7 @@ def test_a_program_sees_a_clean_place(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line.removeprefix("warn: users: ") for line in play(body).lines]
     names = {line.partition("=")[0] for line in lines if re.match(r"\w+=", line)}
     assert names <= {"PATH", "HOME", "SHELL", "TZ", "LANG", "LC_ALL", "LC_CTYPE"}, lines
-    assert {"TZ=UTC", "HOME=/", "cwd /", "argv ['shows']", "group True", "fds [0, 1, 2]"} <= set(lines)
+    assert {"TZ=UTC", "HOME=/", "cwd /", "argv ['shows']", "group True", "session True", "fds [0, 1, 2]"} <= set(lines)
 
 
 @pytest.mark.usefixtures("machine")
@@ -168,3 +171,28 @@ def test_a_start_that_nobody_waits_for_leaves_no_process() -> None:
             await asyncio.sleep(0.02)
 
     play(body)
+
+
+def test_a_start_that_hangs_is_given_up_and_no_other_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "START", 0.2)
+    release, hung = threading.Event(), list[bool]()
+
+    def account() -> Account:  # in the same thread as execve(2), which a file server may hold
+        hung.append(True)
+        release.wait(20)
+        raise PillarboxError("no user _smtpd")
+
+    async def body(rig: Rig) -> None:
+        with pytest.raises(TempFail, match="no answer in time"):
+            await rig.start("good")
+        for key in "abcdefgh":
+            with pytest.raises(TempFail, match="/usr/bin/python3 does not answer"):
+                await rig.start("good", key=key)
+        assert len(hung) == 1
+        assert await asyncio.to_thread(lambda: True), "there is nothing left to run other work"
+        release.set()
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    play(body, account)
+    while len(os.listdir("/proc/self/fd")) > descriptors:
+        time.sleep(0.02)

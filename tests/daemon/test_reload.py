@@ -4,17 +4,21 @@ import asyncio
 import io
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from pillarbox.daemon import check, reload
+from pillarbox.cli import connection
+from pillarbox.control.server import Limits
+from pillarbox.daemon import check, launch, parent, reload
 from pillarbox.daemon.generations import Generations, read_generation
 from pillarbox.daemon.members import Bound
 from pillarbox.daemon.reload import Reloader
 from pillarbox.daemon.retirement import Retirement
 from pillarbox.daemon.settings import Generation, Settings
+from pillarbox.daemon.wiring import DEADLINES
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.roles.parent import Reloaded
@@ -319,7 +323,7 @@ def test_a_file_that_cannot_be_read_in_time_is_given_up(in_world: InWorld, monke
         fifo = w.conf.parent / "fifo"
         os.mkfifo(fifo)  # as a file server that is gone: opening it does not return
         answer = await w.reload(f'include "{fifo}"\n')
-        assert answer.problems == (f"{w.conf}: no answer within 0 seconds",)
+        assert answer.problems == (f"{w.conf}: no answer in time",)
         assert w.unchanged()
         assert await w.reload() == Reloaded()
 
@@ -369,3 +373,44 @@ def test_nothing_is_waited_for_between_the_last_look_at_the_roles_and_the_decisi
         assert dying.seen[-1] == 1
 
     in_world(body)
+
+
+def test_what_was_read_and_makes_no_sense_changes_nothing(in_world: InWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(w: World) -> None:
+        monkeypatch.setattr(reload, "_read", lambda settings: b"\x93")  # in the child
+        (problem,) = (await w.reload()).problems
+        assert "makes no sense" in problem
+        assert w.unchanged()
+        assert not w.fatal
+
+    in_world(body)
+
+
+def test_addresses_that_are_not_bound_in_time_hold_up_no_later_reload(
+    in_world: InWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "BINDING", 0.2)
+    release = threading.Event()
+    bound = socket.socket()
+
+    def bind_all(addresses: list[str], dispatchers: int, ours: list[str]) -> dict[str, list[socket.socket]]:
+        release.wait(20)
+        return {addresses[0]: [bound]}
+
+    monkeypatch.setattr(launch, "bind_all", bind_all)
+
+    async def body(w: World) -> None:
+        answer = await w.reload("listen on 127.0.0.1 port 2525\n")
+        assert answer.problems == ("listening: no answer in time",)
+        assert w.unchanged()
+        assert await w.reload() == Reloaded()
+        release.set()
+        while bound.fileno() >= 0:  # noqa: ASYNC110 - it is no event
+            await asyncio.sleep(0.02)
+
+    in_world(body)
+
+
+def test_whoever_asks_for_a_reload_waits_longer_than_it_takes() -> None:
+    steps = sum((reload.READING, reload.BINDING, parent.GATHERING, reload.PREPARING, reload.COMMITTING))
+    assert 2 * steps < DEADLINES["system.reload"] < Limits().reload < connection.TIMEOUT

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pillarbox.conf.model import Config, Table, TableKind
-from pillarbox.daemon import system
+from pillarbox.daemon import hanging, system
 from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.settings import Generation
 from pillarbox.errors import PermFail, TempFail
@@ -167,3 +167,26 @@ def test_a_secret_that_cannot_be_kept_is_a_temporary_failure(tmp_path: Path) -> 
 def test_only_pam_services_of_the_configuration_are_asked() -> None:
     with pytest.raises(TempFail, match="not in this configuration"):
         asyncio.run(make().check_password("alice", "x", "sudo", "192.0.2.1"))
+
+
+def test_files_that_cannot_be_read_in_time_use_up_no_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "DEADLINE", 0.2)
+    fifo = folder / "fifo"
+    os.mkfifo(fifo)  # as a file server that is gone: opening it does not return
+    other = folder / "other"
+    other.write_text("alice\n")
+    tables = {n: Table(name=n, kind=TableKind.FILE, config=str(path)) for n, path in (("t", fifo), ("o", other))}
+
+    async def body() -> None:
+        parent = make(config=Config(hostname="x", tables=tables))
+        asked = [parent.read_table("t") for _ in range(40)]
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            assert {type(answer) for answer in answers} == {TempFail}
+            assert (await parent.read_table("o")).entries == (("alice", ""),)
+            assert await asyncio.to_thread(lambda: True)
+
+    try:
+        asyncio.run(body())
+    finally:
+        os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))

@@ -89,3 +89,19 @@ def test_a_pause_of_the_parent_is_not_held_against_a_role(monkeypatch: pytest.Mo
         child.process.terminate()
 
     assert watched(pause, monkeypatch, 2.0) == ""
+
+
+def test_a_role_that_ends_before_it_is_ready_is_watched_no_longer() -> None:
+    async def body() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.close()
+        process = subprocess.Popen(["true"])  # noqa: ASYNC220 - no more than a pid is needed
+        child = Child("lookup", process, Channel(ours))
+        watching = asyncio.create_task(watchdog.watch(child, Log(io.StringIO())))
+        await asyncio.sleep(0)
+        process.wait()
+        child.has_ended()
+        async with asyncio.timeout(5):
+            await watching
+
+    asyncio.run(body())

@@ -236,6 +236,7 @@ def test_outcome_is_told_until_it_is_acknowledged():
         await world.outcomes(1)
         await asyncio.sleep(0)
         assert await world.agent.in_flight() == InFlight()
+        assert world.agent.generations() == set()
 
     in_world(body, a=MAILDIR)
 
@@ -286,6 +287,7 @@ def test_too_many_orders_are_refused_whole():
         with pytest.raises(TempFail):
             await world.agent.deliver([world.order(200, "a")])
         assert len((await world.agent.in_flight()).running) == 102
+        assert world.agent.generations() == {0}
 
     in_world(body, a=MAILDIR)
 

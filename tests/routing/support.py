@@ -9,6 +9,7 @@ from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope
 from pillarbox.roles.lookup import Client, Login, Recipient
+from pillarbox.roles.parent import TableFile
 from pillarbox.routing.lookup import Lookup
 
 NOW = 1_700_000_000.0
@@ -69,6 +70,7 @@ class Parent:
     def __init__(self, forwards=None, tables=None, passwords=None):
         self.forwards = forwards or {}
         self.tables = tables or {}
+        self.paths = {}
         self.passwords = passwords or {}
         self.asked = []
 
@@ -88,7 +90,7 @@ class Parent:
     async def read_table(self, name):
         if name not in self.tables:
             raise PermFail("no such file")
-        return self.tables[name]
+        return TableFile(self.paths.get(name, ""), self.tables[name])
 
     async def read_database(self, path, offset):
         raise TempFail(f"{path}: not there for the parent either")

@@ -171,13 +171,16 @@ def test_tables_that_hold_something_are_closed_with_their_configuration():
     lookup.close()
 
 
-def test_update_table_leaves_another_file_of_that_name_in_an_older_configuration_alone():
-    def with_path(generation, path):
-        domains = Table(name="domains", kind=TableKind.FILE, config=path, entries=((f"{path}.example", ""),))
-        rules = [match("local", dest=criterion("domain", "domains"))]
-        return configuration(generation=generation, rules=rules, tables=[domains])
+def with_path(generation, path):
+    """A configuration with `path.example` for local, in the file `path`."""
+    domains = Table(name="domains", kind=TableKind.FILE, config=path, entries=((f"{path}.example", ""),))
+    rules = [match("local", dest=criterion("domain", "domains"))]
+    return configuration(generation=generation, rules=rules, tables=[domains])
 
+
+def test_update_table_leaves_another_file_of_that_name_in_an_older_configuration_alone():
     parent = Parent(tables={"domains": (("read.example", ""),)})
+    parent.paths["domains"] = "new"
     lookup = make_lookup(with_path(0, "old"), parent=parent)
     lookup.add_config(with_path(1, "new"))
     lookup.use_config(1, lookup._resolver)
@@ -186,6 +189,45 @@ def test_update_table_leaves_another_file_of_that_name_in_an_older_configuration
     assert expand(lookup, "alice@read.example").startswith("550 ")
     assert expand(lookup, "alice@read.example", generation=1)[0].dispatcher == "local"
     assert expand(lookup, "alice@new.example", generation=1).startswith("550 ")
+    lookup.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_update_table_across_a_reload_gives_no_table_the_entries_of_another_file(kept):
+    """The parent has read the file of the configuration that it had then."""
+    new = with_path(1, "new") if kept else configuration(generation=1)
+
+    class Reloading(Parent):
+        async def read_table(self, name):
+            found = await super().read_table(name)
+            lookup.add_config(new)
+            lookup.use_config(1, lookup._resolver)
+            return found
+
+    parent = Reloading(tables={"domains": (("read.example", ""),)})
+    parent.paths["domains"] = "old"
+    lookup = make_lookup(with_path(0, "old"), parent=parent)
+    assert asyncio.run(lookup.update_table("domains"))
+    assert expand(lookup, "alice@read.example")[0].dispatcher == "local"
+    if kept:
+        assert expand(lookup, "alice@read.example", generation=1).startswith("550 ")
+        assert expand(lookup, "alice@new.example", generation=1)[0].dispatcher == "local"
+    lookup.close()
+
+
+@pytest.mark.parametrize("current", [TableKind.STATIC, TableKind.FILE])
+def test_update_table_is_told_of_the_current_configuration_only(current):
+    """An older one means a program by the name, which nobody can ask, or a file, which the parent does not read."""
+    stream = io.StringIO()
+    older = TableKind.PROC if current is TableKind.FILE else TableKind.FILE
+    parent = Parent(tables={"domains": ()} if current is TableKind.FILE else {})
+    lookup = make_lookup(
+        configuration(tables=[table("domains", "old.example", kind=older)]), parent=parent, stream=stream
+    )
+    lookup.add_config(configuration(generation=1, tables=[table("domains", "new.example", kind=current)]))
+    lookup.use_config(1, lookup._resolver)
+    assert asyncio.run(lookup.update_table("domains"))
+    assert stream.getvalue() == 'info: Table "domains" successfully updated\n'
     lookup.close()
 
 

@@ -51,6 +51,12 @@ def good():
     serve()
 
 
+def polite():
+    """Says so when its input ends."""
+    good()
+    sys.stderr.write("end of input\n")
+
+
 def auth():
     greet("auth", "credentials")
     for op, id_, key in requests():
@@ -185,7 +191,8 @@ def shows():
     """Tells what it was started with."""
     lines = [f"{name}={value}" for name, value in sorted(os.environ.items())]
     lines += [f"argv {sys.argv[1:]}", f"cwd {os.getcwd()}", f"ids {os.getresuid()} {os.getresgid()} {os.getgroups()}"]
-    lines += [f"group {os.getpgrp() == os.getpid()}", f"fds {sorted(map(int, os.listdir('/proc/self/fd')))[:-1]}"]
+    lines += [f"group {os.getpgrp() == os.getpid()}", f"session {os.getsid(0) == os.getpid()}"]
+    lines += [f"fds {sorted(map(int, os.listdir('/proc/self/fd')))[:-1]}"]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     good()
 

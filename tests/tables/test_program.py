@@ -303,12 +303,23 @@ def test_closing_fails_what_is_under_way():
         question = asyncio.create_task(rig.table.lookup(Service.ALIAS, "x"))
         await asyncio.sleep(0.05)
         await rig.table.close()
-        with pytest.raises(TempFail):
-            await question
+        async with asyncio.timeout(3):  # not when its own time is over
+            with pytest.raises(TempFail, match="was closed"):
+                await question
         with pytest.raises(TempFail, match="it was closed"):
             await rig.table.lookup(Service.ALIAS, "x")
 
     play(body, "deaf", patience=Patience())
+
+
+def test_a_program_that_is_closed_reads_the_end_of_its_input():
+    async def body(rig):
+        assert await rig.table.registers(Service.ALIAS)
+        await rig.table.close()
+        await rig.says("end of input")
+        assert "killed" not in rig.log
+
+    play(body, "polite")
 
 
 def test_closing_while_it_starts():

@@ -18,6 +18,7 @@ from pillarbox.control.commands import Commands
 from pillarbox.control.submit import relay_session
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.deadlines import RELOAD_ASKED
 from pillarbox.roles.dispatcher import Incoming
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
@@ -32,6 +33,7 @@ class Limits:
     request: float = 60.0
     answer: float = 30.0
     call: float = 120.0
+    reload: float = RELOAD_ASKED + 10.0  # less than smtpctl waits
     submission: float = 300.0
 
 
@@ -149,7 +151,8 @@ class Control:
 
     async def _answer(self, request: wire.Request) -> wire.Answer:
         try:
-            async with asyncio.timeout(self._limits.call):
+            seconds = self._limits.reload if isinstance(request, wire.Reload) else self._limits.call
+            async with asyncio.timeout(seconds):
                 return await self._commands.answer(request, sessions=self.sessions())
         except (TempFail, PermFail) as error:
             return wire.Failed(str(error))

@@ -21,6 +21,16 @@ class Child:
         self.ended = asyncio.Event()
         self._asked: dict[tuple[str, int], asyncio.Future[str]] = {}
 
+    async def ready_or_ended(self) -> bool:
+        """Wait until it is ready, or its process gone; whether it is ready."""
+        ready, ended = asyncio.ensure_future(self.ready.wait()), asyncio.ensure_future(self.ended.wait())
+        try:
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            ended.cancel()
+        return self.ready.is_set()
+
     async def ask(self, op: str, descriptors: dict[str, int] | None = None, *, number: int = 0) -> str:
         """Send this and wait for the answer, however long it takes; TempFail when the process ends before."""
         if self.ended.is_set():

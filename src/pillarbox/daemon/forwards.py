@@ -1,7 +1,8 @@
 """`~/.forward`, opened as its owner: what may be used, and what may not.
 
-Read in a forked child that becomes the owner (or in a thread, where we are no more than they), with a deadline, so that
-a home on a dead file server delays one lookup and nothing more.
+Read in a forked child that becomes the owner (or in a thread, where we are no more than they), with a deadline and few
+at once in each home (`hanging`), so that a home that hangs, because its file server is dead or its owner wants it to,
+delays its own mail and nothing more.
 """
 
 import errno
@@ -33,15 +34,15 @@ class Forwards:
                 _become(user, uid, gid)
             return _read_forward(home, uid)
 
-        what, place = f".forward of {user}", os.path.dirname(home)
+        what = f".forward of {user}"
         if not self._as_root:
-            answer = await self._hanging.in_thread(lambda: _read_forward(home, uid), place, what)
+            answer = await self._hanging.in_thread(lambda: _read_forward(home, uid), home, what)
         else:
             # A plain stat answers for most users: without the file nothing needs to be forked. What follows is safe
             # whatever the answer was, for the child opens the file again as its owner.
-            if await self._hanging.in_thread(lambda: _presence(home), place, what) == _ABSENT:
+            if await self._hanging.in_thread(lambda: _presence(home), home, what) == _ABSENT:
                 return None
-            answer = await self._hanging.in_child(read, place, what)
+            answer = await self._hanging.in_child(read, home, what)
         if answer[:1] == _INSECURE:
             self._log.warn(f"smtpd: {os.path.join(home, '.forward')}: insecure file: {answer[1:].decode()}")
             raise PermFail(f".forward of {user}: {answer[1:].decode()}")

@@ -12,6 +12,8 @@ from pillarbox.daemon.settings import Generation, KeyPair
 from pillarbox.daemon.wiring import DISPATCHER, LOOKUP, QUEUE
 from pillarbox.errors import ConfigError, PillarboxError, Problem
 
+LISTEN_MAX = 240  # addresses: a dispatcher gets its sockets in one message with what else it needs at its start
+
 Entries = tuple[tuple[str, str], ...]
 
 
@@ -49,6 +51,9 @@ def _listening(config: Config) -> dict[str, int]:
                 problems.append(Problem(problem, config.file, listener.line))
             found.setdefault(address, listener.id)
             lines.setdefault(address, listener.line)
+    if len(found) > LISTEN_MAX:
+        problem = f"{len(found)} addresses to listen on: {LISTEN_MAX} at most (one address of 0.0.0.0 or :: takes all)"
+        problems.append(Problem(problem, config.file, max(lines.values())))
     if problems:
         raise ConfigError(problems)
     return found

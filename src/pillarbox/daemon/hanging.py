@@ -1,6 +1,7 @@
 """Work that may never return, because a file server is gone or a name service hangs: in a child or a thread, bounded.
 
-Neither the event loop nor the end of the server waits for it, and what hangs at one place keeps nobody from another.
+Neither the event loop nor the end of the server waits for it, and what hangs at one place keeps nobody from another:
+few questions at a place are under way at once, the others wait for those, each no longer than its deadline.
 """
 
 import asyncio
@@ -9,77 +10,111 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 
-DEADLINE = 20.0  # seconds for one question
+DEADLINE = 20.0  # seconds for one question, its wait for a turn included
 AT_ONCE = 32  # questions
-LEFT_MAX = 8  # that were given up and hang on at one place, beyond which it is not asked
+AT_PLACE = 2  # of them at one place
+LEFT_MAX = 8  # that were given up and hang on at one place (or as many as may be there at once): it is not asked
+LEFT_ABOVE = 16  # the same at all places in one directory: they are on a file server that is gone
 _REAP = 1.0  # seconds for a killed child to be gone
+_LENGTH = 8  # bytes before the answer of a child
+
+_T = TypeVar("_T")
 
 
 class Hanging:
-    """Runs such work. `place` of a question: what it depends on, e.g. the file system of a home."""
+    """Runs such work. `place` of a question: the path that it depends on, e.g. a home.
 
-    def __init__(self, log: Log) -> None:
+    `at_place`: how many questions may be under way at one place.
+    """
+
+    def __init__(self, log: Log, *, at_place: int = AT_PLACE) -> None:
         self._log = log
+        self._at_place = at_place
         self._left: Counter[str] = Counter()
+        self._left_above: Counter[str] = Counter()
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns_at: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def in_thread(self, work: Callable[[], bytes], place: str, what: str) -> bytes:
-        """Call it in a thread; TempFail at the deadline, and where too much hangs there already. OSError is raised."""
-        async with self._turns:
-            self._check(place, what)
-            future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    async def in_thread(
+        self,
+        work: Callable[[], _T],
+        place: str,
+        what: str,
+        deadline: float | None = None,
+        late: Callable[[_T], object] | None = None,
+    ) -> _T:
+        """Call it in a thread; TempFail at the deadline, and where too much hangs there already. OSError is raised.
+
+        `late` is given a result that nobody waits for any more.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (deadline or DEADLINE)
+        async with self._turn(place, what, until):
+            future: asyncio.Future[_T] = loop.create_future()
             # A thread of its own: those of a pool are waited for at the end, and all of them might hang.
-            thread = threading.Thread(target=self._run, args=(work, place, future), daemon=True, name="may-hang")
+            thread = threading.Thread(target=self._run, args=(work, place, future, late), daemon=True, name="may-hang")
             try:
                 thread.start()
             except RuntimeError as error:
                 raise TempFail(f"{what}: {error}") from error
             try:
-                return await self._answer(future, what, DEADLINE)
+                return await _answer(future, what, until)
+            except (asyncio.CancelledError, TempFail):
+                if late is not None and future.done() and not future.cancelled() and not future.exception():
+                    late(future.result())  # it came at the very moment
+                raise
             finally:
                 if future.cancelled():
-                    self._left[place] += 1
+                    self._leave(place)
 
-    def _run(self, work: Callable[[], bytes], place: str, future: "asyncio.Future[bytes]") -> None:
+    def _run(
+        self, work: Callable[[], _T], place: str, future: "asyncio.Future[_T]", late: Callable[[_T], object] | None
+    ) -> None:
         """In the thread."""
-        result, error = b"", None
+        result: Any = None
+        error: Exception | None = None
         try:
             result = work()
         except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            future.get_loop().call_soon_threadsafe(self._settle, future, place, result, error)
+            future.get_loop().call_soon_threadsafe(self._settle, future, place, result, error, late)
 
     async def in_child(self, work: Callable[[], bytes], place: str, what: str, deadline: float | None = None) -> bytes:
-        """Fork, and await the bytes that `work` returns there; killed, and TempFail, past the deadline."""
+        """Fork, and await the bytes that `work` returns there; killed, and TempFail, past the deadline.
+
+        Of a child that dies at work nothing is taken, not even what it has said already.
+        """
         deadline = deadline or DEADLINE
-        async with self._turns:
-            self._check(place, what)
+        until = asyncio.get_running_loop().time() + deadline
+        async with self._turn(place, what, until):
             try:
                 pid, read_end = _fork(work, deadline)
             except OSError as error:
                 raise TempFail(f"{what}: {error.strerror}") from error
             try:
-                answer = await self._answer(_read_all(read_end), what, deadline)
+                answer = await _answer(_read_all(read_end), what, until)
             finally:
                 # Not reaped yet, so the pid is still the child's.
                 os.kill(pid, signal.SIGKILL)
                 status = await self._reap(pid, place)
-        if not answer:
-            if status is not None and not os.WIFEXITED(status):
+        if len(answer) < _LENGTH or int.from_bytes(answer[:_LENGTH], "big") != len(answer) - _LENGTH:
+            if answer or (status is not None and not os.WIFEXITED(status)):
                 self._log.warn(f"{what}: the child died")
             raise TempFail(f"{what}: could not be read")
-        return answer
+        return answer[_LENGTH:]
 
     async def _reap(self, pid: int, place: str) -> int | None:
         """The status of a child that was killed; None, and it is reaped when it goes, where the kernel holds it."""
         loop = asyncio.get_running_loop()
-        gone: asyncio.Future[bytes] = loop.create_future()
+        gone: asyncio.Future[int] = loop.create_future()
         try:
             ended = os.pidfd_open(pid)
         except OSError:
@@ -88,36 +123,67 @@ class Hanging:
         def reap() -> None:
             loop.remove_reader(ended)
             os.close(ended)
-            self._settle(gone, place, str(os.waitpid(pid, 0)[1]).encode(), None)
+            self._settle(gone, place, os.waitpid(pid, 0)[1], None, None)
 
         loop.add_reader(ended, reap)
         try:
             async with asyncio.timeout(_REAP):
-                return int(await gone)
+                return await gone
         except TimeoutError:
             return None
         finally:
             if gone.cancelled():
-                self._left[place] += 1
+                self._leave(place)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, place: str, what: str, until: float) -> AsyncIterator[None]:
+        """One of the turns at the place, then one of all: who waits at a place keeps nobody from another."""
+        self._check(place, what)
+        async with contextlib.AsyncExitStack() as held:
+            at_place = self._turns_at.setdefault(place, asyncio.Semaphore(self._at_place))
+            for turns in (at_place, self._turns):
+                await _answer(held.enter_async_context(turns), what, until)
+            self._check(place, what)
+            yield
 
     def _check(self, place: str, what: str) -> None:
-        if self._left[place] >= LEFT_MAX:
+        if self._left[place] >= min(self._at_place, LEFT_MAX):
             raise TempFail(f"{what}: {place} does not answer")
+        if self._left_above[os.path.dirname(place)] >= LEFT_ABOVE:
+            raise TempFail(f"{what}: {os.path.dirname(place)} does not answer")
 
-    def _settle(self, future: "asyncio.Future[bytes]", place: str, result: bytes, error: Exception | None) -> None:
+    def _leave(self, place: str) -> None:
+        """A question was given up, and hangs on."""
+        self._left[place] += 1
+        self._left_above[os.path.dirname(place)] += 1
+
+    def _settle(
+        self,
+        future: "asyncio.Future[_T]",
+        place: str,
+        result: _T,
+        error: Exception | None,
+        late: Callable[[_T], object] | None,
+    ) -> None:
         if future.cancelled():  # it was given up, and has come to an end after all
-            self._left[place] -= 1
+            for left, where in ((self._left, place), (self._left_above, os.path.dirname(place))):
+                left[where] -= 1
+                if not left[where]:
+                    del left[where]
+            if late is not None and error is None:
+                late(result)
         elif error is not None:
             future.set_exception(error)
         else:
             future.set_result(result)
 
-    async def _answer(self, work: Awaitable[bytes], what: str, deadline: float) -> bytes:
-        try:
-            async with asyncio.timeout(deadline):
-                return await work
-        except TimeoutError:
-            raise TempFail(f"{what}: no answer within {deadline:.0f} seconds") from None
+
+async def _answer(work: Awaitable[_T], what: str, until: float) -> _T:
+    try:
+        async with asyncio.timeout_at(until):
+            return await work
+    except TimeoutError:
+        raise TempFail(f"{what}: no answer in time") from None
 
 
 async def _read_all(fd: int) -> bytes:
@@ -171,7 +237,8 @@ def _child(work: Callable[[], bytes], write_end: int, deadline: float) -> None:
         os.closerange(3, write_end)
         os.closerange(write_end + 1, os.sysconf("SC_OPEN_MAX"))
         os.set_blocking(write_end, True)
-        view = memoryview(work())
+        answer = work()
+        view = memoryview(len(answer).to_bytes(_LENGTH, "big") + answer)
         while view:
             view = view[os.write(write_end, view) :]
         status = 0

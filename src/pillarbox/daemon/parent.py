@@ -29,13 +29,14 @@ from pillarbox.daemon.settings import Boot, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE, neighbours
 from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.deadlines import GATHERING
 
 START_DEADLINE = 30.0  # seconds until every role must be ready
 DRAIN_DEADLINE = 32.0  # seconds for transactions and deliveries under way at the end; a dispatcher says 421 at 30
 STOP_DEADLINE = 10.0
-RESTART_PATIENCE = 10.0  # seconds that a reload waits for a role that is just being restarted
 _STEADY = 60.0  # a role that lived this long starts again at once
 _BACKOFF_MAX = 30.0
+_BACKOFF_STEPS = 16  # it is long enough then
 
 # Each joins those before it; the others are joined as they start.
 _ORDER = (LOOKUP, QUEUE, CONTROL, DISPATCHER)
@@ -103,18 +104,22 @@ class Parent:
     async def _start(self, name: str, *, restarted: bool) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            process = subprocess.Popen(  # noqa: ASYNC220 - fork and exec of ourselves, at start and after a death
-                [sys.executable, "-m", "pillarbox.daemon.process", kind(name), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                cwd="/",
-                process_group=0,  # a terminal's Ctrl-C is for the parent, also while this one is starting
-            )
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220 - fork and exec of ourselves, at start and after a death
+                    [sys.executable, "-m", "pillarbox.daemon.process", kind(name), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                    start_new_session=True,  # a terminal's Ctrl-C is for the parent, and no role can type into it
+                )
+            except OSError:
+                ours.close()
+                raise
         child = Child(name, process, Channel(ours))
         self._children[name] = child
         child.channel.start(lambda m, fds: self._receive(child, m, fds), lambda: None)
-        self._watch(child)
         try:
+            self._watch(child)
             await self._boot(child, restarted=restarted)
         except BaseException:
             process.kill()  # it would wait for ever for what it was not told
@@ -180,7 +185,7 @@ class Parent:
 
     async def all_members(self) -> list[Member]:
         """All of them, when they are ready; TempFail where that takes too long."""
-        for _ in range(int(RESTART_PATIENCE / 0.1)):
+        for _ in range(int(GATHERING / 0.1)):
             if self._stopping:
                 raise TempFail("the server is ending")
             missing = [name for name in self._names if not self._is_ready(name)]
@@ -197,11 +202,7 @@ class Parent:
         try:
             async with asyncio.timeout(START_DEADLINE):
                 for child in list(self._children.values()):
-                    ready, ended = asyncio.ensure_future(child.ready.wait()), asyncio.ensure_future(child.ended.wait())
-                    await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-                    ready.cancel()
-                    ended.cancel()
-                    if not child.ready.is_set():
+                    if not await child.ready_or_ended():
                         raise PillarboxError(f"{child.name} could not start (see above)")
         except TimeoutError:
             late = ", ".join(c.name for c in self._children.values() if not c.ready.is_set())
@@ -250,32 +251,34 @@ class Parent:
         self._spawn(watchdog.watch(child, self._log))
 
     async def _restart(self, child: Child, status: int) -> None:
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        """Start a role again whose process has ended; try on, ever more slowly, where it cannot be started."""
+        name = child.name
+        what = f"{name} killed by {signal.Signals(-status).name}" if status < 0 else f"{name} exited with {status}"
         if time.monotonic() - child.started > _STEADY:
-            self._failures[child.name] = 0
-        failures = self._failures[child.name] = self._failures.get(child.name, 0) + 1
-        delay = 0.0 if failures == 1 else min(0.1 * 2.0**failures, _BACKOFF_MAX)
-        self._log.warn(f"{child.name} {how}; starting it again" + (f" in {delay:.1f} s" if delay else ""))
-        self._children.pop(child.name, None)
-        if child.name == LOOKUP:
-            await self._services.programs.stop_all()  # nobody talks to them any more
-        await asyncio.sleep(delay)
-        if self._stopping:
-            return
-        try:
-            await self._start(child.name, restarted=True)
-        except (OSError, PillarboxError) as error:
-            self._log.warn(f"{child.name} cannot be started: {error}")
-            self._spawn(self._restart(child, status))
-            return
-        self._spawn(self._expect_ready(self._children[child.name]))
+            self._failures[name] = 0
+        while True:
+            failures = self._failures[name] = self._failures.get(name, 0) + 1
+            delay = 0.0 if failures == 1 else min(0.1 * 2.0 ** min(failures, _BACKOFF_STEPS), _BACKOFF_MAX)
+            self._log.warn(f"{what}; starting it again" + (f" in {delay:.1f} s" if delay else ""))
+            self._children.pop(name, None)
+            if name == LOOKUP:
+                await self._services.programs.stop_all()  # nobody talks to them any more
+            await asyncio.sleep(delay)
+            if self._stopping:
+                return
+            try:
+                await self._start(name, restarted=True)
+            except (OSError, PillarboxError) as error:
+                what = f"{name} cannot be started: {error}"
+            else:
+                break
+        self._spawn(self._expect_ready(self._children[name]))
 
     async def _expect_ready(self, child: Child) -> None:
         """A restarted role that does not get ready is killed, and so started again; one that ended before is too."""
-        ready, ended = asyncio.ensure_future(child.ready.wait()), asyncio.ensure_future(child.ended.wait())
-        await asyncio.wait({ready, ended}, timeout=START_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        ended.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_DEADLINE):
+                await child.ready_or_ended()
         if child.ready.is_set() or self._stopping:
             return
         if not child.ended.is_set():

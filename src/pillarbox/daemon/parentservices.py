@@ -89,8 +89,12 @@ class ParentServices(BaseRole):
         self._drop(number)
 
     def forget(self, number: int) -> None:
-        """Queue has settled all that it ordered by it."""
+        """No delivery goes by it, and queue orders none by it any more."""
         self._drop(number)
+
+    def in_use(self) -> set[int]:
+        """Deliveries may run that a queue ordered which has died meanwhile."""
+        return self._agent.generations()
 
     def _drop(self, number: int) -> None:
         self._agent.drop_config(number)

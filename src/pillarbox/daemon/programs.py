@@ -1,8 +1,9 @@
 """Programs that are not ours: started as a user without rights, their error output logged, ended with all they started.
 
-Each has a process group of its own, a clean environment, / as its directory, one socket as standard input and output,
-and a pipe for standard error, which is read line by line into the log and no faster than a log can take. What it says
-on its standard output is not for the parent: the other end of the socket goes to whoever talks to it.
+Each has a session of its own, so that it cannot reach the terminal that we were started from, a clean environment, / as
+its directory, one socket as standard input and output, and a pipe for standard error, which is read line by line into
+the log and no faster than a log can take. What it says on its standard output is not for the parent: the other end of
+the socket goes to whoever talks to it.
 """
 
 import asyncio
@@ -11,11 +12,13 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 from pillarbox.daemon.errorlines import ErrorLines
+from pillarbox.daemon.hanging import Hanging
 from pillarbox.daemon.privileges import Account
 from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
@@ -49,6 +52,8 @@ class Programs:
         self._account = account
         self._identity: dict[str, Any] = {}
         self._log = log
+        # One start of a file at a time, and none while an earlier one hangs that was given up.
+        self._starting = Hanging(log, at_place=1)
         self._running: dict[str, _Running] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -87,20 +92,24 @@ class Programs:
 
     async def _execute(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
         # In a thread: executing a file may wait for a file server.
-        starting = asyncio.ensure_future(asyncio.to_thread(self._popen, argv, path, os.dup(standard), os.dup(errors)))
+        standard, errors = os.dup(standard), os.dup(errors)
+        claim = threading.Lock()  # who takes it closes them: the thread, or we where it has not begun
+
+        def execute() -> "subprocess.Popen[bytes]":
+            if not claim.acquire(blocking=False):
+                raise TempFail(f"{path}: given up")
+            return self._popen(argv, path, standard, errors)
+
         try:
-            async with asyncio.timeout(START):
-                return await asyncio.shield(starting)
-        except TimeoutError:
-            starting.add_done_callback(_kill_late)
-            raise TempFail(f"{path}: not executed within {START:.0f} s") from None
+            return await self._starting.in_thread(execute, path, path, START, late=_kill_late)
         except OSError as error:
             raise TempFail(f"{path}: {error.strerror or error}") from error
         except PillarboxError as error:
             raise TempFail(str(error)) from error
-        except asyncio.CancelledError:
-            starting.add_done_callback(_kill_late)
-            raise
+        finally:
+            if claim.acquire(blocking=False):
+                os.close(standard)
+                os.close(errors)
 
     def _popen(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
         """In the thread; closes both descriptors."""
@@ -118,7 +127,7 @@ class Programs:
                 cwd="/",
                 env=_environment(os.environ),
                 umask=0o022,
-                process_group=0,
+                start_new_session=True,  # its pid is that of its process group, too
                 **self._identity,
             )
         finally:
@@ -160,12 +169,10 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _kill_late(starting: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
+def _kill_late(process: "subprocess.Popen[bytes]") -> None:
     """One that started when nobody waited for it any more."""
-    if not starting.cancelled() and starting.exception() is None:
-        process = starting.result()
-        _kill_group(process.pid)
-        process.wait()
+    _kill_group(process.pid)
+    process.wait()
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:

@@ -32,11 +32,8 @@ from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.unserved import refuse_unserved
 from pillarbox.errors import ConfigError, PillarboxError, Problem, TempFail
 from pillarbox.log import Log
+from pillarbox.roles.deadlines import BINDING, COMMITTING, PREPARING, READING
 from pillarbox.roles.parent import Reloaded
-
-READING = 40.0  # seconds
-PREPARING = 30.0
-COMMITTING = 10.0
 
 Members = Callable[[], Awaitable[list[Member]]]
 
@@ -163,7 +160,10 @@ class Reloader:
         """In a child: reading may hang, and a large file takes its time."""
         settings = self._settings
         data = await self._hanging.in_child(lambda: _read(settings), "configuration", settings.file, READING)
-        read = msgspec.msgpack.decode(data, type=_Read)
+        try:
+            read = msgspec.msgpack.decode(data, type=_Read)
+        except msgspec.MsgspecError as error:
+            raise PillarboxError(f"{settings.file}: what was read of it makes no sense: {error}") from error
         if read.generation is None:
             raise ConfigError([Problem(text) for text in read.problems])
         return read.generation
@@ -173,7 +173,10 @@ class Reloader:
         if not new:
             return {}
         # In a thread: it waits for somebody who is just leaving an address, ourselves after the last reload included.
-        return await asyncio.to_thread(launch.bind_all, new, self._dispatchers, list(self._listening))
+        dispatchers, ours = self._dispatchers, list(self._listening)
+        return await self._hanging.in_thread(
+            lambda: launch.bind_all(new, dispatchers, ours), "addresses", "listening", BINDING, late=_close
+        )
 
     async def _prepare(self, generation: Generation, fresh: Bound) -> list[Member]:
         """All members, prepared; or none of them is, and PillarboxError says why."""

@@ -1,8 +1,9 @@
 """System: what only the parent may do for lookup: `.forward` as its owner, system passwords, file tables again.
 
-Each is done in a forked child that gives up root first (or, for passwords, does nothing else) and has a deadline
-(`hanging`), so that a home on a dead file server or a hanging name service delays one lookup and nothing more. What
-control changes while the server runs is kept here, for roles that are started again; a reload does not touch it.
+`.forward` is read in a forked child that gives up root first, passwords are checked in one that does nothing else,
+other files are read in threads, all with a deadline (`hanging`), so that a dead file server or a hanging name service
+delays what depends on it and nothing more. What control changes while the server runs is kept here, for roles that are
+started again; a reload does not touch it.
 """
 
 import asyncio
@@ -17,11 +18,11 @@ from pillarbox.conf.tables import TableFileError, parse_table_file
 from pillarbox.daemon import check
 from pillarbox.daemon.forwards import Forwards
 from pillarbox.daemon.generations import Generations
-from pillarbox.daemon.hanging import Hanging
+from pillarbox.daemon.hanging import AT_ONCE, Hanging
 from pillarbox.daemon.systemusers import fits_pam, fits_shadow
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
-from pillarbox.roles.parent import DatabasePart, Reloaded
+from pillarbox.roles.parent import DatabasePart, Reloaded, TableFile
 from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
 
@@ -54,9 +55,10 @@ class ParentSystem:
         self._on_stop = on_stop
         self._on_reload = on_reload
         self._log = log
-        self._hanging = Hanging(log)
-        self._checking = Hanging(log)  # PAM waits after a wrong password: guessers keep nobody from a `.forward`
-        self._forwards = Forwards(as_root=as_root, hanging=self._hanging, log=log)
+        # Apart, so that none keeps anybody from another: PAM waits after a wrong password, for all who log in.
+        self._checking = Hanging(log, at_place=AT_ONCE)
+        self._files = Hanging(log)
+        self._forwards = Forwards(as_root=as_root, hanging=Hanging(log), log=log)
         self._written: tuple[Config, str] | None = None
         self.paused = set(paused)
         self.blocked: set[tuple[str, str]] = set()
@@ -84,22 +86,24 @@ class ParentSystem:
 
     async def login_secret(self) -> bytes:
         """See `System.login_secret`."""
-        return await asyncio.to_thread(_read_secret, os.path.join(self._state, "login.secret"))
+        path = os.path.join(self._state, "login.secret")
+        return await self._files.in_thread(lambda: _read_secret(path), path, path)
 
-    async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
+    async def read_table(self, name: str) -> TableFile:
         """See `System.read_table`; only file tables of the running configuration."""
         table = self._generations.current.config.tables.get(name)
         if table is None or table.kind is not TableKind.FILE:
             raise TempFail(f"table {name}: not a file table of this configuration")
-        entries = await asyncio.to_thread(_read_table, table.config)
-        self._generations.update_table(name, table.config, entries)
-        return entries
+        path = table.config
+        entries = await self._files.in_thread(lambda: _read_table(path), path, path)
+        self._generations.update_table(name, path, entries)
+        return TableFile(path, entries)
 
     async def read_database(self, path: str, offset: int) -> DatabasePart:
         """See `System.read_database`; only files of db tables of configurations that live."""
         if not self._generations.reads_database(path):
             raise TempFail(f"{path}: not a db table of this configuration")
-        return await asyncio.to_thread(_read_part, path, offset)
+        return await self._files.in_thread(lambda: _read_part(path, offset), path, path)
 
     async def configuration(self, offset: int) -> tuple[int, str]:
         """See `System.configuration`; what is asked for again is not written again."""

@@ -16,7 +16,8 @@ PATIENCE = 30.0  # seconds for an answer, twice: the first time it may be the pa
 
 async def watch(child: Child, log: Log) -> None:
     """Ask until the process has ended; end it when it falls silent."""
-    await child.ready.wait()
+    if not await child.ready_or_ended():
+        return
     silent = 0
     while not child.ended.is_set():
         if not silent:

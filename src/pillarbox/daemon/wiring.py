@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pillarbox.daemon.ipc import Interface
+from pillarbox.roles.deadlines import RELOAD_ASKED
 from pillarbox.roles.delivery import Agent, Outgoing, Relays
 from pillarbox.roles.dispatcher import Incoming
 from pillarbox.roles.lookup import Lookup
@@ -26,7 +27,7 @@ DEADLINES = {
     "lookup.exchangers": 120.0,
     "lookup.expand": 120.0,
     "lookup.explain": 120.0,
-    "system.reload": 110.0,  # reload.READING + bind's patience + reload.PREPARING + reload.COMMITTING, and one before
+    "system.reload": RELOAD_ASKED,
 }
 
 INTERFACE = Interface(

@@ -75,6 +75,10 @@ class Agent:
         """No order goes by it any more."""
         self._configs.pop(generation, None)
 
+    def generations(self) -> set[int]:
+        """The configurations by which deliveries run."""
+        return {delivery.generation for delivery in self._running.values()}
+
     async def deliver(self, deliveries: list[LocalDelivery]) -> None:
         """Note the orders; their outcomes go to `Queue.settle`. TempFail, with nothing noted: too many run already."""
         if self._children > 2 * self._config.mda.max_session:

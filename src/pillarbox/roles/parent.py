@@ -14,6 +14,13 @@ class DatabasePart(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class TableFile(msgspec.Struct, frozen=True, array_like=True):
+    """What was read for a file table, and which file that was: a reload may have given the table another since."""
+
+    path: str
+    entries: tuple[tuple[str, str], ...]
+
+
 class Reloaded(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """What became of a reload. `problems`: why nothing has changed; `notes`: what to know although it has.
 
@@ -48,8 +55,8 @@ class System(Protocol):
         """A secret that lasts as long as the state directory: what made-up salts are derived from."""
         ...
 
-    async def read_table(self, name: str) -> tuple[tuple[str, str], ...]:
-        """The entries of a file table, read again."""
+    async def read_table(self, name: str) -> TableFile:
+        """The file of a file table of the current configuration, read again."""
         ...
 
     async def read_database(self, path: str, offset: int) -> DatabasePart:

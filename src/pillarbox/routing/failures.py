@@ -62,7 +62,7 @@ class Failures:
         return max(0.0, level - max(0.0, self._now() - since) / DRAIN * scope.share)
 
     def _is_repeated(self, address: str, user: str, secret: str) -> bool:
-        fields = (scopes(address)[0].name, fold_address(user), secret)
+        fields = (source(address), fold_address(user), secret)
         encoded = [field.encode("utf-8", "surrogateescape") for field in fields]
         tried = blake2b(msgspec.msgpack.encode(encoded), key=self._key, digest_size=16).digest()
         repeated = tried in self._failed
@@ -85,6 +85,11 @@ def scopes(address: str) -> tuple[Scope, ...]:
     if parsed.ipv4_mapped is not None:
         return (Scope(str(parsed.ipv4_mapped), 1),)
     return Scope(_network(parsed, 64), 1), Scope(_network(parsed, 48), SITE)
+
+
+def source(address: str) -> str:
+    """Who is counted as one host."""
+    return scopes(address)[0].name
 
 
 def _network(address: IPv6Address, bits: int) -> str:

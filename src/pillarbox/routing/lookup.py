@@ -9,6 +9,7 @@ added later), `drop_config` and `close_tables` close them.
 """
 
 import asyncio
+import contextlib
 import os
 import stat
 import time
@@ -24,7 +25,7 @@ from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
 from pillarbox.mail.seal import seal
 from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.lookup import Expansion, Login, MxHost, Recipient, User
-from pillarbox.roles.parent import System
+from pillarbox.roles.parent import System, TableFile
 from pillarbox.routing.admit import Admission
 from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
@@ -371,18 +372,22 @@ class Lookup:
         ).explain(question)
 
     async def update_table(self, name: str) -> bool:
-        """Have a table read again, in every generation that has it; what cannot be read leaves the old content."""
-        holders = [g for g in self._generations.values() if name in g.config.tables]
-        if not holders:
+        """Have a table read again; what cannot be read leaves the old content.
+
+        Told of is the current configuration. Older ones that have it get the new content as well, as far as they mean
+        the same by its name, or can get it themselves.
+        """
+        current = self._generations[self._current]
+        if name not in current.config.tables:
             self._log.warn(f'Lookup table not found: "{name}"')
             return False
+        older = [g for g in self._generations.values() if g is not current and name in g.config.tables]
         try:
-            if any(g.config.tables[name].kind is model.TableKind.FILE for g in holders):
-                entries = await self._system.read_table(name)
-                path = self._generations[self._current].config.tables[name].config  # what the parent has read
+            if current.config.tables[name].kind is model.TableKind.FILE:
+                read = await self._system.read_table(name)
                 for number in list(self._generations):
-                    self._replace_entries(number, name, path, entries)
-            await asyncio.gather(*(holder.tables[name].update() for holder in holders))
+                    self._replace_entries(number, name, read)
+            await asyncio.gather(current.tables[name].update(), *(_update_if_possible(g.tables[name]) for g in older))
         except PillarboxError as error:
             self._log.info(f'info: Failed to update table "{name}"')
             self._log.warn(f"table {name}: {error}")
@@ -390,19 +395,24 @@ class Lookup:
         self._log.info(f'info: Table "{name}" successfully updated')
         return True
 
-    def _replace_entries(self, number: int, name: str, path: str, entries: tuple[tuple[str, str], ...]) -> None:
+    def _replace_entries(self, number: int, name: str, read: TableFile) -> None:
         """In the configurations that have this file under this name; another may mean another file by it."""
         generation = self._generations[number]
         table = generation.config.tables.get(name)
-        if table is None or (table.kind, table.config) != (model.TableKind.FILE, path):
+        if table is None or (table.kind, table.config) != (model.TableKind.FILE, read.path):
             return
-        opened = self._open_table(generation.config, _with_entries(table, entries))
+        opened = self._open_table(generation.config, _with_entries(table, read.entries))
         self._generations[number] = self._compile(generation.config, generation.tables | {name: opened})
 
 
 def _open_all(tables: dict[str, Table]) -> None:
     for table in tables.values():
         table.open()
+
+
+async def _update_if_possible(table: Table) -> None:
+    with contextlib.suppress(PillarboxError):  # its questions will tell
+        await table.update()
 
 
 def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> model.Table:

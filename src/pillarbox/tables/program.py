@@ -123,7 +123,8 @@ class ProgramTable:
         try:
             connection.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: link, sock=connection)
-            return await link.over
+            # Not the future itself: when this task is cancelled, the link has yet to be ended.
+            return await asyncio.shield(link.over)
         except OSError as error:
             connection.close()
             return f"cannot be talked to: {error.strerror}"
