@@ -44,7 +44,7 @@ def test_each_configuration_has_its_own_and_leaves_nothing_behind(tmp_path: Path
         with pytest.raises(TempFail, match=f"configuration {number} is gone"):
             material.pair(number, "p")
     material.forget(1)
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer, where what an earlier test left was collected meanwhile
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_what_an_action_cannot_use_is_refused_by_its_line(
         material.add(generation(1, tmp_path, **faults, **action))  # type: ignore[arg-type]
     with pytest.raises(TempFail):
         material.pair(1, "p")
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer, where what an earlier test left was collected meanwhile
