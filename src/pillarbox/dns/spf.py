@@ -170,7 +170,7 @@ class SpfWalk:
         return []
 
     def _say(self, text: str) -> None:
-        """Warn on one line, of printable ASCII: a record holds whatever its owner likes, a terminal obeys some of it."""
+        """Warn on one line of printable ASCII: a record holds what its owner likes, and a terminal obeys some of it."""
         self._warn("".join(c if c.isascii() and c.isprintable() else "?" for c in text))
 
 
