@@ -5,6 +5,7 @@ converted (or was in today's grammar), 1 something wants attention, 2 it could n
 """
 
 import argparse
+import errno
 import os
 import stat
 import sys
@@ -34,10 +35,10 @@ def run(arguments: list[str]) -> int:
     """Convert what the command line names; returns the exit status."""
     options = _parser().parse_args(arguments)
     name = "stdin" if options.file == _STDIN else options.file
-    given = _decoded(sys.stdin.buffer.read(_MAX_FILE)) if options.file == _STDIN else None
+    given = sys.stdin.buffer.read(_MAX_FILE + 1) if options.file == _STDIN else None
 
     def read(path: str) -> str:
-        return given if given is not None and path == name else _read_file(path)
+        return _decoded(given) if given is not None and path == name else _read_file(path)
 
     try:
         conversion = convert_config(
@@ -129,10 +130,13 @@ def _replace(target: str, text: str, *, like: str | None) -> None:
 def _read_file(path: str) -> str:
     """A configuration, byte for byte: what is not UTF-8 goes out again as it came in. Raises OSError."""
     with open(path, "rb") as file:
-        return _decoded(file.read(_MAX_FILE))
+        return _decoded(file.read(_MAX_FILE + 1))
 
 
 def _decoded(data: bytes) -> str:
+    """A file's text. Raises OSError where it is longer than a configuration can be: what is cut is lost."""
+    if len(data) > _MAX_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     return data.decode("utf-8", "surrogateescape")
 
 
