@@ -9,13 +9,13 @@ import errno
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping
 
 from pillarbox import places
 from pillarbox.cli.smtpd import macro
 from pillarbox.conf.legacy import Conversion, convert_config
 from pillarbox.errors import ConfigError
+from pillarbox.replacement import Replacement
 
 _STDIN = "-"
 _PRIVATE = 0o600  # a configuration may hold keys
@@ -111,18 +111,11 @@ def _same(target: str, path: str) -> bool:
 
 def _replace(target: str, text: str, *, like: str | None) -> None:
     """Write a file whole or not at all, with the mode of the one that it comes from."""
-    folder = os.path.dirname(target) or "."
     try:
         mode = stat.S_IMODE(os.stat(like).st_mode) & 0o666 if like is not None else _PRIVATE
-        handle, temporary = tempfile.mkstemp(prefix=".smtpd-convert.", dir=folder)
-        try:
-            with open(handle, "wb") as file:
-                file.write(_encoded(text))
-                os.fchmod(file.fileno(), mode)
-            os.replace(temporary, target)
-        except OSError:
-            os.unlink(temporary)
-            raise
+        with Replacement(target, prefix=".smtpd-convert.") as file:
+            file.write(_encoded(text))
+            os.fchmod(file.fileno(), mode)
     except OSError as error:
         raise _CannotWrite(f"smtpd-convert: cannot write {target}: {error.strerror or error}") from None
 
