@@ -44,7 +44,12 @@ class World:
         )
 
     def make(
-        self, kind: BounceKind = BounceKind.FAILED, count: int = 1, require_tls: bool = False, **envelope: object
+        self,
+        kind: BounceKind = BounceKind.FAILED,
+        count: int = 1,
+        require_tls: bool = False,
+        eight_bit: bool = False,
+        **envelope: object,
     ) -> NewMessage | None:
         async def read_body(offset: int, size: int) -> bytes:
             self.largest = max(self.largest, size)
@@ -53,7 +58,10 @@ class World:
         async def write_body(chunk: bytes) -> None:
             self.written.append(chunk)
 
-        pending = [msgspec.structs.replace(self._pending(n, envelope), require_tls=require_tls) for n in range(count)]
+        pending = [
+            msgspec.structs.replace(self._pending(n, envelope), require_tls=require_tls, eight_bit=eight_bit)
+            for n in range(count)
+        ]
         return asyncio.run(self.bouncer.make(kind, pending, read_body, msgid=0x99, write_body=write_body))
 
     def _pending(self, number: int, more: dict[str, object]) -> PendingBounce:
@@ -136,3 +144,18 @@ def test_eight_bit_header_is_declared():
     assert message is not None
     assert message.eight_bit
     assert not message.smtputf8
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "kind"),
+    [
+        (b"", b"caf\xe9", b"message/rfc822"),
+        (b"X: \xe9\r\n", b"x", b"message/rfc822"),
+        ("X: é\r\n".encode(), b"caf\xe9", b"message/global"),
+    ],
+)
+def test_a_whole_message_is_global_only_where_its_header_is_utf8(header, body, kind):
+    world = World(HEADER + header + b"\r\n" + body + b"\r\n")
+    message = world.make(eight_bit=True, dsn_ret="FULL")
+    assert message is not None and message.eight_bit
+    assert b"\r\nContent-Type: " + kind + b"\r\nContent-Transfer-Encoding: 8bit\r\n\r\n" + HEADER in message.body

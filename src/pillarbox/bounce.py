@@ -53,9 +53,8 @@ class Bouncer:
         require_tls = pending[0].require_tls
         # RFC 8689 §5: the way back may be less protected than the way there, so only the header goes it.
         full = kind is BounceKind.FAILED and envelope.dsn_ret == "FULL" and not require_tls
-        header = b"" if full else await _read_header(read_body, pending[0].size)
-        eight_bit = pending[0].eight_bit or pending[0].smtputf8 if full else not header.isascii()
-        report = self._report(kind, pending, msgid=msgid, full=full, eight_bit=eight_bit)
+        header = await _read_header(read_body, pending[0].size)
+        report = self._report(kind, pending, msgid=msgid, full=full, header=header)
         head, tail = report_head(report), report_tail(report)
         if not full or pending[0].size + len(head) + len(tail) <= INLINE_BODY:
             returned = b"".join([c async for c in _pieces(read_body, pending[0].size)]) if full else header
@@ -66,7 +65,7 @@ class Bouncer:
         async for chunk in _pieces(read_body, pending[0].size):
             await write_body(chunk)
         await write_body(tail)
-        return _message(msgid, expansion, report, size=size, streamed=True)
+        return _message(msgid, expansion, report, size=size, streamed=True, require_tls=require_tls)
 
     async def _expand(self, pending: list[PendingBounce], msgid: int) -> Expansion | None:
         """The envelopes of the DSN; None, and logged, where there is nobody."""
@@ -108,7 +107,7 @@ class Bouncer:
         )
 
     def _report(
-        self, kind: BounceKind, pending: list[PendingBounce], *, msgid: int, full: bool, eight_bit: bool
+        self, kind: BounceKind, pending: list[PendingBounce], *, msgid: int, full: bool, header: bytes
     ) -> StatusReport:
         envelope = pending[0].envelope
         hostname = self._config.hostname
@@ -126,8 +125,17 @@ class Bouncer:
             delay=pending[0].delay,
             ttl=pending[0].ttl,
             full=full,
-            eight_bit=eight_bit,
+            eight_bit=not header.isascii() or (full and (pending[0].eight_bit or pending[0].smtputf8)),
+            utf8_header=not header.isascii() and _is_utf8(header),
         )
+
+
+def _is_utf8(header: bytes) -> bool:
+    try:
+        header.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _recipient(kind: BounceKind, pending: PendingBounce) -> ReportedRecipient:

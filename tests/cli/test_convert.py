@@ -71,6 +71,17 @@ def test_a_file_that_is_not_there_is_exit_status_2() -> None:
     assert (done.returncode, done.stderr) == (2, b"cannot read /nonexistent: No such file or directory\n")
 
 
+def test_a_file_that_is_too_large_is_refused_and_not_cut(old: Path, tmp_path: Path) -> None:
+    with old.open("ab") as file:
+        file.truncate((1 << 26) + 1)
+    new = tmp_path / "new.conf"
+    for named, said in (([str(old)], str(old)), (["-"], "stdin")):
+        with old.open("rb") as stdin:
+            done = run(["smtpd-convert", "-o", str(new), *named], stdin=stdin.read())
+        assert (done.returncode, done.stderr) == (2, f"cannot read {said}: File too large\n".encode())
+    assert not new.exists()
+
+
 def test_a_file_of_today_goes_out_as_it_came_in() -> None:
     done = run(["smtpd-convert", "-"], stdin=NEW)
     assert (done.returncode, done.stdout) == (0, NEW)

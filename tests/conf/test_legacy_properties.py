@@ -9,8 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pillarbox.conf.build import load_config
+from pillarbox.conf.format import CannotWrite
 from pillarbox.conf.legacy import convert_config
 from pillarbox.conf.legacy_read import LEGACY_KEYWORDS
+from pillarbox.conf.legacy_text import spell
+from pillarbox.conf.lexer import word_of
 from pillarbox.conf.model import Config, Criterion, Local, Relay, Rule
 from pillarbox.errors import ConfigError
 
@@ -288,3 +291,14 @@ def test_time_is_linear_in_rules_and_in_tables() -> None:
         )
         seconds(few)
         assert seconds(many) < 40 * seconds(few) + 0.5
+
+
+@quick
+@given(st.text(alphabet="ab\\\"' \t$-é", min_size=1, max_size=8))
+def test_a_word_is_written_so_that_it_is_read_again(word: str) -> None:
+    try:
+        written = spell(word)
+    except CannotWrite:  # a backslash at the end of what must be quoted: no file can have held it
+        assert word.endswith("\\")
+    else:
+        assert word_of(written) == word

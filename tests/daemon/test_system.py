@@ -1,6 +1,7 @@
 """What the parent does for lookup: `.forward` with its permissions, deadlines of children."""
 
 import asyncio
+import errno
 import io
 import os
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_a_damaged_secret_is_replaced(tmp_path: Path) -> None:
 def test_a_secret_that_cannot_be_kept_is_a_temporary_failure(tmp_path: Path) -> None:
     with pytest.raises(TempFail, match="No such file"):
         asyncio.run(make(state=str(tmp_path / "gone")).login_secret())
+
+
+def test_a_secret_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TempFail, match="No space left"):
+        asyncio.run(make(state=str(tmp_path)).login_secret())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_pam_services_of_the_configuration_are_asked() -> None:

@@ -64,6 +64,7 @@ def allowed(text, **more):
         ("ip4:192.0.2.0/24 ip6:2001:DB8::/32 -all", ["192.0.2.0/24", "2001:DB8::/32"]),
         ("+ip4:192.0.2.1 ?ip4:192.0.2.2 ~ip4:192.0.2.3 -ip4:192.0.2.4", ["192.0.2.1", "192.0.2.2"]),
         ("IP4:192.0.2.1. ip4:2001:db8::1 ip6:192.0.2.1 ip4:x ip4:", ["192.0.2.1"]),
+        ("ip6:fe80::1%x ip6:fe80::1%x\nblock:all ip4:192.0.2.0/255.255.255.0 ip6:2001:db8::1\n", []),
         ("a", ["192.0.2.1", "2001:db8::1"]),
         ("a:other.example", ["198.51.100.1", "198.51.100.2"]),
         ("a/24//64", ["192.0.2.1/24", "2001:db8::1/64"]),
@@ -153,3 +154,12 @@ def test_records_that_branch_and_branch_are_left():
 def test_any_record_is_walked(text):
     found, _, _ = walk("example.org", example_org="v=spf1 " + text)
     assert all("\n" not in network for network in found)
+
+
+@pytest.mark.parametrize("text", ["exists:a\nblock", "include:slow\n\x1b[2J.example", "exists:%{i}\r\n"])
+def test_warnings_are_one_line_whatever_a_record_holds(text):
+    zone = Zone({"example.org": (f"v=spf1 {text}",)})
+    zone.answers["slow\n\x1b[2J.example", "TXT"] = TempFail("no answer\nin time")
+    found, said, _ = walk("example.org", zone=zone)
+    assert found == []
+    assert len(said) == 1 and said[0].isprintable()

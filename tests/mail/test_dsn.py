@@ -84,6 +84,23 @@ def test_whole_message_is_labelled_and_keeps_its_dots():
     assert returned.get_payload(0).get_payload() == ".\r\n..\r\n.x\r\n"
 
 
+@pytest.mark.parametrize(
+    ("full", "utf8", "kind"),
+    [(True, True, "message/global"), (True, False, "message/rfc822"), (False, True, "message/global-headers"),
+     (False, False, "text/rfc822-headers")],
+)  # fmt: skip
+def test_what_is_returned_is_global_only_where_its_header_is_utf8(full, utf8, kind):
+    head = report_head(make(full=full, eight_bit=True, utf8_header=utf8)).decode()
+    assert head.endswith(f"\r\nContent-Type: {kind}\r\nContent-Transfer-Encoding: 8bit\r\n\r\n")
+
+
+def test_no_line_is_longer_than_a_message_may_have():
+    recipients = [ReportedRecipient("ж" * 150 + "@b.example", format_reason("550 " + "漢字" * 500), "5.0.0")]
+    lines = report_head(make(recipients=recipients)).split(b"\r\n")
+    assert 990 < max(map(len, lines)) <= 998
+    assert len(format_reason("550 " + "漢" * 500).encode()) in range(898, 901)
+
+
 def test_envelope_id_and_original_recipient_are_told():
     recipients = [ReportedRecipient("a@b.example", "", "2.0.0", original="rfc822;x+2By@c.example")]
     status = list(parse(make("relayed", recipients=recipients, envelope_id="Q+2B1")).iter_parts())[1]
@@ -94,7 +111,7 @@ def test_envelope_id_and_original_recipient_are_told():
 
 
 def test_address_that_is_not_ascii_makes_it_a_global_report():
-    report = make(recipients=[ReportedRecipient("é@b.example", "no", "5.1.1")], eight_bit=True)
+    report = make(recipients=[ReportedRecipient("é@b.example", "no", "5.1.1")], eight_bit=True, utf8_header=True)
     assert report.is_utf8 and not report.has_utf8_header  # it can travel where only 8-bit bodies can
     head = report_head(report).decode()
     assert "Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit\r\n" in head

@@ -30,6 +30,7 @@ from pillarbox.roles.explain import (
 from pillarbox.routing.criteria import Criteria
 from pillarbox.routing.ruleset import Ruleset, Subject
 from pillarbox.routing.trace import NotSeen
+from pillarbox.tables.berkeley_writer import write_hash
 from pillarbox.tables.table import MemoryTable
 from tests.routing.support import NOW, RELAY, Parent, configuration, criterion, make_lookup, match, table
 from tests.routing.support import recipient as ask_recipient
@@ -510,6 +511,14 @@ def test_sources_and_the_name_for_them():
     tables = [table("src", "192.0.2.2", "192.0.2.1"), table("names", ("192.0.2.1", "one.example"))]
     found = plan(Relay(name="x", src="src", helo_src="names"), tables=tables).plan
     assert (found.sources, found.helo) == (("192.0.2.1", "192.0.2.2"), "one.example")
+
+
+def test_sources_of_a_db_table_are_all_read(tmp_path):
+    (tmp_path / "src.db").write_bytes(write_hash({b"192.0.2.2\0": b"<set>\0", b"192.0.2.1\0": b"<set>\0"}))
+    tables = [Table(name="src", kind=TableKind.DB, config=str(tmp_path / "src.db"))]
+    found = plan(Relay(name="x", src="src"), tables=tables)
+    assert found.plan.sources == ("192.0.2.1", "192.0.2.2")
+    assert [step.error for step in found.asked] == [""]
 
 
 def test_a_forwarded_sender_is_rewritten():

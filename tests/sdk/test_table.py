@@ -1,11 +1,13 @@
 """Tables as their authors write them, driven by the harness that they would use."""
 
 import asyncio
+import inspect
 
 import pytest
 
 from pillarbox.sdk.table import Service, Table, TableError
 from pillarbox.sdk.testing import Harness
+from pillarbox.tables.link import Patience
 
 
 def test_ten_lines_are_a_table() -> None:
@@ -119,6 +121,10 @@ def test_an_answer_that_does_not_come_is_an_error() -> None:
 
     with Harness(table) as harness, pytest.raises(TableError, match=r"no answer within 0\.05 s"):
         harness.lookup(Service.ALIAS, "root")
+
+
+def test_one_slow_answer_is_an_error_before_the_server_ends_the_program() -> None:
+    assert inspect.signature(Table).parameters["deadline"].default < Patience().answer
 
 
 def test_start_knows_the_server_and_can_still_register_or_refuse() -> None:

@@ -48,7 +48,7 @@ def test_services_are_known_once_the_program_is_ready():
         (["register|ready"], "registers no service"),
         (["register|frob", "register|ready"], 'registers an unknown service: "frob"'),
         (["register|none"], 'registers an unknown service: "none"'),
-        (["hello"], 'registers with a line that is none: "hello"'),
+        (["hello"], "registers with a line that is none: a line of 5 bytes that begins with no word of the protocol"),
         ([""], "registers with a line that is none"),
         (["register"], "registers with a line that is none"),
         (["register|alias"] * (MAX_REGISTRATIONS + 1), "does not come to an end"),
@@ -145,10 +145,23 @@ def test_an_answer_given_twice_is_nonsense():
         next(found)
 
 
-def test_a_value_is_not_shown_in_what_is_said_about_nonsense():
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lookup-result|1|found|alice:secret",
+        "lookup-result|0b72508d|alice:secret",
+        "lookup-result|alice:secret",
+        "alice:secret",
+        "secret|0b72508d|found|x",
+    ],
+)
+def test_no_value_is_shown_in_what_is_said_about_nonsense(line):
+    protocol = registered()
+    ask(protocol)
     with pytest.raises(Nonsense) as nonsense:
-        answers(registered(), "lookup-result|1|found|alice:secret")
+        answers(protocol, line)
     assert "secret" not in str(nonsense.value)
+    assert ("lookup-result" in str(nonsense.value)) == line.startswith("lookup-result")
 
 
 def test_answers_come_in_any_order():

@@ -74,7 +74,7 @@ class Mysql:
             raise (Lost if _lost(error) else TableError)(f"MySQL: {_reason(error)}") from None
         if not described:
             raise TableError(f"returns nothing: {query}")
-        return [[_decoded(field) for field in row] for row in rows]
+        return [[sql.text(field) for field in row] for row in rows]
 
     def close(self) -> None:
         """Close it."""
@@ -103,7 +103,3 @@ def _lost(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     return str(error.args[1]) if len(error.args) > 1 else str(error)
-
-
-def _decoded(field: str | bytes | None) -> str | None:
-    return field.decode(errors="surrogateescape") if isinstance(field, bytes) else field

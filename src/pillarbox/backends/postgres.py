@@ -48,7 +48,7 @@ class Postgres:
             raise TableError(f"returns nothing: {query}")
         values = range(result.nfields)
         return [
-            [_decoded(result.get_value(row, column)) for column in values] for row in range(min(result.ntuples, most))
+            [sql.text(result.get_value(row, column)) for column in values] for row in range(min(result.ntuples, most))
         ]
 
     def close(self) -> None:
@@ -62,7 +62,3 @@ class Postgres:
                 line.shutdown(socket.SHUT_RDWR)
         except (OSError, psycopg.Error):
             return  # it is closed already
-
-
-def _decoded(field: bytes | None) -> str | None:
-    return None if field is None else field.decode(errors="surrogateescape")

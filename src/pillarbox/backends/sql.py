@@ -116,3 +116,10 @@ def _text(key: str) -> str:
     except UnicodeEncodeError:
         raise TableError("the key is no UTF-8") from None
     return key
+
+
+def text(field: str | bytes | int | float | None) -> str | None:
+    """A field as a driver gives it, as text: bytes that are no UTF-8 pass through as they are."""
+    if field is None or isinstance(field, str):
+        return field
+    return field.decode(errors="surrogateescape") if isinstance(field, bytes) else str(field)

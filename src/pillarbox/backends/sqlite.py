@@ -37,7 +37,7 @@ class Sqlite:
             )
         except (OSError, sqlite3.Error) as error:
             raise Lost(f"{path}: {error}") from None
-        self._database.text_factory = _decoded
+        self._database.text_factory = sql.text
 
     def select(self, query: str, key: str | None, most: int) -> list[Row]:
         """Up to `most` rows."""
@@ -55,7 +55,7 @@ class Sqlite:
             ) from None
         if not described:
             raise TableError(f"returns nothing: {query}")
-        return [[None if field is None else _decoded(field) for field in row] for row in rows]
+        return [[sql.text(field) for field in row] for row in rows]
 
     def close(self) -> None:
         """Close it."""
@@ -68,7 +68,3 @@ class Sqlite:
     def _identity(self) -> tuple[int, int]:
         status = os.stat(self._path)
         return status.st_dev, status.st_ino
-
-
-def _decoded(field: str | bytes | int | float) -> str:
-    return field.decode(errors="surrogateescape") if isinstance(field, bytes) else str(field)

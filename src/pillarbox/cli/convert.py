@@ -5,16 +5,17 @@ converted (or was in today's grammar), 1 something wants attention, 2 it could n
 """
 
 import argparse
+import errno
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping
 
 from pillarbox import places
 from pillarbox.cli.smtpd import macro
 from pillarbox.conf.legacy import Conversion, convert_config
 from pillarbox.errors import ConfigError
+from pillarbox.replacement import Replacement
 
 _STDIN = "-"
 _PRIVATE = 0o600  # a configuration may hold keys
@@ -34,10 +35,10 @@ def run(arguments: list[str]) -> int:
     """Convert what the command line names; returns the exit status."""
     options = _parser().parse_args(arguments)
     name = "stdin" if options.file == _STDIN else options.file
-    given = _decoded(sys.stdin.buffer.read(_MAX_FILE)) if options.file == _STDIN else None
+    given = sys.stdin.buffer.read(_MAX_FILE + 1) if options.file == _STDIN else None
 
     def read(path: str) -> str:
-        return given if given is not None and path == name else _read_file(path)
+        return _decoded(given) if given is not None and path == name else _read_file(path)
 
     try:
         conversion = convert_config(
@@ -110,18 +111,11 @@ def _same(target: str, path: str) -> bool:
 
 def _replace(target: str, text: str, *, like: str | None) -> None:
     """Write a file whole or not at all, with the mode of the one that it comes from."""
-    folder = os.path.dirname(target) or "."
     try:
         mode = stat.S_IMODE(os.stat(like).st_mode) & 0o666 if like is not None else _PRIVATE
-        handle, temporary = tempfile.mkstemp(prefix=".smtpd-convert.", dir=folder)
-        try:
-            with open(handle, "wb") as file:
-                file.write(_encoded(text))
-                os.fchmod(file.fileno(), mode)
-            os.replace(temporary, target)
-        except OSError:
-            os.unlink(temporary)
-            raise
+        with Replacement(target, prefix=".smtpd-convert.") as file:
+            file.write(_encoded(text))
+            os.fchmod(file.fileno(), mode)
     except OSError as error:
         raise _CannotWrite(f"smtpd-convert: cannot write {target}: {error.strerror or error}") from None
 
@@ -129,10 +123,13 @@ def _replace(target: str, text: str, *, like: str | None) -> None:
 def _read_file(path: str) -> str:
     """A configuration, byte for byte: what is not UTF-8 goes out again as it came in. Raises OSError."""
     with open(path, "rb") as file:
-        return _decoded(file.read(_MAX_FILE))
+        return _decoded(file.read(_MAX_FILE + 1))
 
 
 def _decoded(data: bytes) -> str:
+    """A file's text. Raises OSError where it is longer than a configuration can be: what is cut is lost."""
+    if len(data) > _MAX_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     return data.decode("utf-8", "surrogateescape")
 
 

@@ -15,6 +15,7 @@ import msgspec
 from pillarbox.cli.connection import ControlError
 from pillarbox.cli.explained import Style, explained_lines
 from pillarbox.cli.live import Live
+from pillarbox.cli.smtpd import macro
 from pillarbox.control import wire
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tag", default="", metavar="T", help="it came to a listener with this tag")
     add("--json", action="store_true", help="the same as JSON (docs/explain.md)")
     add("-f", dest="file", metavar="FILE", help="explain this configuration, without a server")
-    add("-D", dest="macros", action="append", default=[], type=_macro, metavar="macro=value", help="with -f: a macro")
+    add("-D", dest="macros", action="append", default=[], type=macro, metavar="macro=value", help="with -f: a macro")
     return parser
 
 
@@ -103,13 +104,6 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text.strip("[]")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"not an IP address: {text}") from None
-
-
-def _macro(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not macro=value")
-    return name, value
 
 
 def _text(argument: str) -> str:

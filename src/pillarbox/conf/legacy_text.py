@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from lark import Token, Tree
 
 from pillarbox.conf.draft import options
+from pillarbox.conf.format import quoted
 from pillarbox.conf.legacy_read import LegacyStatement, Node, is_macro, is_quoted
 from pillarbox.conf.lexer import KEYWORDS, NUMBER, STRING, Source
 
@@ -19,15 +20,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9:_][A-Za-z0-9$%&'*+\-./:;?@\[\]^_`|~]*\Z")
 _ALL_DIGITS = re.compile(r"-?[0-9]+\Z")
 
 
-def quote(text: str) -> str:
-    """A word in quotes, as the lexer reads it back."""
-    mark = "'" if '"' in text and "'" not in text else '"'
-    return mark + text.replace(mark, "\\" + mark) + mark
-
-
 def spell(text: str) -> str:
     """A word bare where today's lexer takes it for one, else in quotes."""
-    return text if _PLAIN.match(text) and text not in KEYWORDS and not _ALL_DIGITS.match(text) else quote(text)
+    return text if _PLAIN.match(text) and text not in KEYWORDS and not _ALL_DIGITS.match(text) else quoted(text)
 
 
 def comment(message: str) -> str:

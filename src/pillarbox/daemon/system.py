@@ -9,7 +9,6 @@ started again; a reload does not touch it.
 import asyncio
 import os
 import secrets
-import tempfile
 from collections.abc import Awaitable, Callable, Iterable
 
 from pillarbox.conf.format import format_config
@@ -22,6 +21,7 @@ from pillarbox.daemon.hanging import AT_ONCE, Hanging
 from pillarbox.daemon.systemusers import fits_pam, fits_shadow
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
+from pillarbox.replacement import Replacement
 from pillarbox.roles.parent import DatabasePart, Reloaded, TableFile
 from pillarbox.tables.database import DatabaseError
 from pillarbox.tables.db import open_regular, stamp
@@ -166,12 +166,8 @@ def _read_secret(path: str) -> bytes:
         raise TempFail(f"{path}: {error.strerror}") from error
     try:
         made = secrets.token_bytes(_SECRET)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".login.secret.")
-        with open(handle, "wb") as file:
+        with Replacement(path, prefix=".login.secret.") as file:
             file.write(made)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise TempFail(f"{path}: {error.strerror}") from error
     return made

@@ -107,6 +107,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
     (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level", "explain")},
+    # `configuration` has the secrets that `for_role` keeps from control otherwise: docs/design.md, "Secrets".
     (CONTROL, PARENT): {"system": ("stop", "reload", "log_level", "remember_pause", "remember_route", "configuration")},
 }
 

@@ -21,6 +21,8 @@ EXCHANGERS_MAX = 50  # of one domain; §4.6.4 allows ten
 
 _VERSION = "v=spf1 "
 _TERM = re.compile(r"(?P<word>[a-z0-9]+)(?P<sign>[:=/]?)(?P<argument>.*)", re.IGNORECASE | re.DOTALL)
+# What may be printed of somebody else's record as it stands there: `ip_network` takes any text behind a `%`.
+_NETWORK = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
 _TARGET = re.compile(r"(?P<name>[^/]*)(?:/(?P<four>\d{1,2}))?(?:/{1,2}(?P<six>\d{1,3}))?")
 _FAMILIES = {4: "A", 6: "AAAA"}
 
@@ -111,10 +113,12 @@ class SpfWalk:
             case "exists:":
                 if "%" in argument:
                     return self._macros(argument)
-                self._warn(f"{argument}: exists allows whatever address asks and can't be listed")
+                self._say(f"{argument}: exists allows whatever address asks and can't be listed")
         return []
 
     def _network(self, text: str, family: int) -> list[str]:
+        if not _NETWORK.fullmatch(text):
+            return []
         try:
             network = ipaddress.ip_network(text, strict=False)
         except ValueError:
@@ -157,14 +161,17 @@ class SpfWalk:
 
     def _leave_out(self, what: str) -> list[str]:
         self.complete = False
-        self._warn(what)
+        self._say(what)
         return []
 
     def _macros(self, name: str) -> list[str]:
-        shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
         # The reference's words, with the name of the function that says them.
-        self._warn(f"lookup_record: {shown} contains macros and can't be resolved")
+        self._say(f"lookup_record: {name} contains macros and can't be resolved")
         return []
+
+    def _say(self, text: str) -> None:
+        """Warn on one line of printable ASCII: a record holds what its owner likes, and a terminal obeys some of it."""
+        self._warn("".join(c if c.isascii() and c.isprintable() else "?" for c in text))
 
 
 async def _all(questions: Iterator[Awaitable[tuple[str, ...]]]) -> list[tuple[str, ...]]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pillarbox.mail.headers import format_date, format_message_id
 from pillarbox.mail.idn import ascii_address, decode_unitext
 
-_REASON_MAX = 900  # a line of a message has at most 998 characters (RFC 5322 §2.1.1)
+_LINE_MAX = 998  # octets of a line, without its end (RFC 5322 §2.1.1, RFC 6532 §3.4)
+_REASON_MAX = 900  # octets
 _XTEXT = re.compile(rb"\+([0-9A-F]{2})")
 _LEADING_CODE = ("1", "6")  # our own marks before a reason: they are not shown
 
@@ -31,7 +32,8 @@ class StatusReport:
     """What a DSN says. `action`: failed, delayed, delivered, relayed. Times are seconds, `date` since the epoch.
 
     `smtpname`: the name under which the message was taken in, `hostname`: ours. `full`: the whole message is
-    returned, not its header alone. `eight_bit`: the part that is returned has bytes above 127.
+    returned, not its header alone. `eight_bit`: the part that is returned has bytes above 127; `utf8_header`: its
+    header has, and they are UTF-8.
     """
 
     action: str
@@ -48,6 +50,7 @@ class StatusReport:
     ttl: int = 0
     full: bool = False
     eight_bit: bool = False
+    utf8_header: bool = False
 
     @property
     def is_utf8(self) -> bool:
@@ -92,7 +95,12 @@ def format_reason(errorline: str) -> str:
     """An error line for a person: without a mark of ours in front, on one line."""
     if len(errorline) > 4 and errorline.startswith(_LEADING_CODE):
         errorline = errorline[4:]
-    return " ".join(errorline.splitlines())[:_REASON_MAX]
+    return _cut(" ".join(errorline.splitlines()), _REASON_MAX)
+
+
+def _cut(text: str, octets: int) -> str:
+    """As much of a text as fits, in whole characters."""
+    return text.encode("utf-8", "replace")[:octets].decode("utf-8", "ignore")
 
 
 def decode_xtext(text: str) -> str:
@@ -156,7 +164,7 @@ def _notice(report: StatusReport) -> list[str]:
         case _:
             lines.append("    An error has occurred while attempting to deliver a message for")
             lines.append("    the following list of recipients:")
-    lines += ["", *(f"{r.address}: {r.reason}" for r in report.recipients), ""]
+    lines += ["", *(_cut(f"{r.address}: {r.reason}", _LINE_MAX) for r in report.recipients), ""]
     if report.action == "delayed":
         lines += [
             "    Please note that this is only a temporary failure report.",
@@ -195,7 +203,10 @@ def _original(orcpt: str) -> str:
 
 
 def _returned(report: StatusReport) -> list[str]:
-    utf8 = report.eight_bit
+    """The head of the part that is returned. What is not UTF-8 in its header is not "global" (RFC 6532), only 8-bit."""
     if report.full:
-        return _part(report, "Message", "message/global" if utf8 else "message/rfc822", eight_bit=utf8)
-    return _part(report, "Message headers", "message/global-headers" if utf8 else "text/rfc822-headers", eight_bit=utf8)
+        description, kind = "Message", "message/global" if report.utf8_header else "message/rfc822"
+    else:
+        description = "Message headers"
+        kind = "message/global-headers" if report.utf8_header else "text/rfc822-headers"
+    return _part(report, description, kind, eight_bit=report.eight_bit)

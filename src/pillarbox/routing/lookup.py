@@ -10,8 +10,6 @@ added later), `drop_config` and `close_tables` close them.
 
 import asyncio
 import contextlib
-import os
-import stat
 import time
 from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +28,8 @@ from pillarbox.routing.admit import Admission
 from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
 from pillarbox.routing.explain import Explainer
-from pillarbox.routing.logins import Logins
+from pillarbox.routing.includes import Includes
+from pillarbox.routing.logins import SYSTEM_DEADLINE, Logins
 from pillarbox.routing.planning import Plans
 from pillarbox.routing.ruleset import Ruleset
 from pillarbox.tables.db import DbTable
@@ -40,12 +39,9 @@ from pillarbox.tables.services import Service, bracketed, parse_credentials, par
 from pillarbox.tables.table import MemoryTable, Table, lookup_user, open_table
 
 GETPWNAM = "<getpwnam>"
-NAME_THREADS = 4  # at most so many questions to the name service and includes being read at a time
-SYSTEM_DEADLINE = 60.0  # seconds; the parent has deadlines of its own below this
+NAME_THREADS = 4  # questions to the name service at a time; nothing else has these threads, so nothing else stops it
 NO_FORWARD = 1.0  # seconds that a user is believed to have no .forward
 NO_FORWARD_MAX = 10_000  # users
-INCLUDE_DEADLINE = 15.0  # seconds
-INCLUDE_MAX = 16 << 20  # bytes
 
 
 class Resolver(Protocol):
@@ -109,6 +105,7 @@ class Lookup:
         self._admission = Admission(now=monotonic)
         self._opened = False
         self._names = ThreadPoolExecutor(max_workers=NAME_THREADS, thread_name_prefix="names")
+        self._includes = Includes()
         self._logins = Logins(system=system, now=now, local_addresses=local_addresses)
         self._generations: dict[int, _Generation] = {}
         self._current = config.generation
@@ -150,13 +147,14 @@ class Lookup:
     def close(self) -> None:
         """Stop the threads; what waits for them is cancelled."""
         self._names.shutdown(wait=False, cancel_futures=True)
+        self._includes.close()
         self._logins.close()
 
     def _open_table(self, config: Config, table: model.Table) -> Table:
         return open_table(
             table,
             delimiter=config.smtp.sub_addr_delim[:1],
-            executor=self._names,
+            names=self._names,
             on_bad_regex=lambda pattern, reason: self._bad_regex(table.name, pattern, reason),
             read_by_parent=self._system.read_database,
             program=lambda name: ProgramTable(
@@ -174,7 +172,7 @@ class Lookup:
             tables=tables,
             find_user=lambda table, name: lookup_user(tables[table], name),
             read_forward=self._read_forward,
-            read_include=self._read_include,
+            read_include=self._includes.read,
             log=self._log,
             now=self._now,
             libexec=self._libexec,
@@ -229,13 +227,6 @@ class Lookup:
                 self._no_forward.clear()
             self._no_forward[user] = self._now()
         return found
-
-    async def _read_include(self, path: str) -> bytes:
-        try:
-            async with asyncio.timeout(INCLUDE_DEADLINE):
-                return await asyncio.get_running_loop().run_in_executor(self._names, _read_file, path)
-        except TimeoutError:
-            raise TempFail("not read in time") from None
 
     # -- users
 
@@ -424,18 +415,3 @@ def _with_entries(table: model.Table, entries: tuple[tuple[str, str], ...]) -> m
         mapping=table.mapping,
         entries=entries,
     )
-
-
-def _read_file(path: str) -> bytes:
-    """A regular file's content; TempFail on anything else. Never blocks on a FIFO."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise TempFail("not a regular file")
-            data = file.read(INCLUDE_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise TempFail(str(error)) from None
-    if len(data) > INCLUDE_MAX:
-        raise TempFail(f"larger than {INCLUDE_MAX} bytes")
-    return data

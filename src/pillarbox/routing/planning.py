@@ -16,6 +16,7 @@ from pillarbox.roles import explain
 from pillarbox.roles.explain import one_line, visible
 from pillarbox.roles.lookup import Lookup, User
 from pillarbox.routing.trace import asked, source_of, user_asked
+from pillarbox.tables.program import ProgramTable
 from pillarbox.tables.services import Service
 from pillarbox.tables.table import MemoryTable, Table
 
@@ -163,7 +164,7 @@ class Planner:
         """The addresses to send from: none where the system chooses, or a program is asked when it runs."""
         if not action.src:
             return ()
-        if not isinstance(self._tables[action.src], MemoryTable):
+        if isinstance(self._tables[action.src], ProgramTable):
             asked_tables.append(self._asked(action.src, Service.SOURCE, "", None, error=_LATER))
             return ()
         try:

@@ -41,12 +41,13 @@ class Table:
 
     A plain function is called while nothing else runs. An `async` one is awaited while others are: up to `concurrency`
     questions are under way at a time, answered in the order in which they get ready, each within `deadline` seconds.
+    Less than 15: a server that hears nothing for so long ends the program, and every other question with it.
 
     A function that raises `TableError` has its text sent as the answer; any other exception is logged, and the answer
     is an error as well. The server treats an error as temporary: mail waits. "Not found" is for what does not exist.
     """
 
-    def __init__(self, *, concurrency: int = 64, deadline: float = 30.0) -> None:
+    def __init__(self, *, concurrency: int = 64, deadline: float = 10.0) -> None:
         self._handlers = Handlers()
         self._config: dict[str, str] = {}
         self._concurrency = concurrency

@@ -9,11 +9,10 @@ from enum import Enum, auto
 
 import msgspec
 
-from pillarbox.smtp.data import ChunkReader, DataReader, LineTooLong, Problem, Terms
+from pillarbox.smtp.data import LINE_MAX, ChunkReader, DataReader, LineTooLong, Problem, Terms
 
 COMMAND_MAX = 2047  # bytes without CRLF, as the reference; RFC 5321 §4.5.3.1.4 asks for 512
 AUTH_MAX = 12288  # bytes likewise, where bearer tokens are taken (RFC 4954 §4)
-LINE_MAX = 65535
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -10,11 +10,21 @@ What writes such files is `tables/berkeley_writer`; those of version 1.85 are `t
 import struct
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 
 from pillarbox.tables.berkeley_old import is_old, read_old_database
-from pillarbox.tables.database import MAX_DEPTH, MAX_ITEM, Database, DatabaseError, Read
+from pillarbox.tables.database import (
+    BTREE_MAGIC,
+    HASH_CHECK,
+    HASH_MAGIC,
+    MAX_DEPTH,
+    MAX_ITEM,
+    BoundedDatabase,
+    Database,
+    DatabaseError,
+    Read,
+)
 
-BTREE_MAGIC, HASH_MAGIC = 0x053162, 0x061561
 BTREE_VERSION, HASH_VERSION = 9, 9  # of Berkeley DB 4.6 to 5.3
 _READABLE_VERSIONS = range(8, 11)
 
@@ -153,7 +163,11 @@ class HashDatabase(Database):
 
     def _bucket(self, bucket: int) -> Iterator[Page]:
         first = bucket + self._spares[bucket.bit_length()]
-        return self._file.chain(first, HASH_PAGE, UNSORTED_HASH_PAGE, UNUSED_PAGE)
+        for page in self._file.chain(first, HASH_PAGE, UNSORTED_HASH_PAGE, UNUSED_PAGE):
+            # Items are laid out from the page's end on: an item ends where the one before it begins.
+            if any(after >= before for before, after in pairwise(page.items)):
+                raise page.damaged()
+            yield page
 
     def _item(self, page: Page, index: int) -> bytes:
         offset = page.items[index]
@@ -263,8 +277,13 @@ def read_database(read: Read, size: int) -> Database:
     if meta.kind != (HASH_META if magic == HASH_MAGIC else BTREE_META):
         raise meta.damaged()
     _refuse_unusual(meta, magic)
-    file = _File(read, order, page_size, size // page_size - 1)
-    return HashDatabase(file, meta) if magic == HASH_MAGIC else BtreeDatabase(file, meta)
+    kind = HashDatabase if magic == HASH_MAGIC else BtreeDatabase
+
+    def open_with(read: Read) -> Database:
+        return kind(_File(read, order, page_size, size // page_size - 1), meta)
+
+    open_with(read)  # what is wrong with its header is told now
+    return BoundedDatabase(open_with=open_with, read=read, size=size)
 
 
 def _refuse_unusual(meta: Page, magic: int) -> None:
@@ -277,9 +296,6 @@ def _refuse_unusual(meta: Page, magic: int) -> None:
         raise DatabaseError("it holds several databases")
     if flags & _UNUSABLE_FLAGS[magic]:
         raise DatabaseError("it holds duplicate keys, records or compressed pages")
-
-
-HASH_CHECK = b"%$sniglet^&\0"  # its hash is kept in the file, so that a reader can tell whether it hashes alike
 
 
 def key_hash(key: bytes) -> int:

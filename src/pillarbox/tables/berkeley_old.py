@@ -7,15 +7,23 @@ number that the file holds is checked before it is used, and every walk is bound
 import struct
 from collections.abc import Iterator
 
-from pillarbox.tables.database import MAX_DEPTH, MAX_ITEM, Database, DatabaseError, Read
+from pillarbox.tables.database import (
+    BTREE_MAGIC,
+    HASH_CHECK,
+    HASH_MAGIC,
+    MAX_DEPTH,
+    MAX_ITEM,
+    BoundedDatabase,
+    Database,
+    DatabaseError,
+    Read,
+)
 
-BTREE_MAGIC, HASH_MAGIC = 0x053162, 0x061561
 _HASH_VERSIONS, _BTREE_VERSION = (1, 2), 3
 _PAGE_SIZES = [1 << n for n in range(6, 17)]
 
 # What stands in place of an item's offset on a hash page.
 _OVERFLOW, _PART_OF_KEY, _WHOLE_KEY, _LAST_OF_DATA, _FIRST_OFFSET = 0, 1, 2, 3, 4
-_CHECK = b"%$sniglet^&\0"
 
 _RECORDS = 0x80  # flag of a btree: it has numbered records
 _BTREE_HEADER = 20  # bytes of a btree page
@@ -34,7 +42,12 @@ def is_old(head: bytes) -> bool:
 def read_old_database(read: Read, size: int, head: bytes) -> Database:
     """The database that a file of `size` bytes holds, which begins with `head`; raises DatabaseError."""
     order = _btree_order(head)
-    return OldBtree(read, size, head, order) if order else OldHash(read, size, head)
+
+    def open_with(read: Read) -> Database:
+        return OldBtree(read, size, head, order) if order else OldHash(read, size, head)
+
+    open_with(read)  # what is wrong with its header is told now
+    return BoundedDatabase(open_with=open_with, read=read, size=size)
 
 
 def _btree_order(head: bytes) -> str:
@@ -68,7 +81,7 @@ class OldHash(Database):
             raise DatabaseError("damaged: its header cannot be read")
         self._order = "<" if order == 1234 else ">"
         self._pages = size // self._page_size
-        if check != old_key_hash(_CHECK):
+        if check != old_key_hash(HASH_CHECK):
             raise DatabaseError("its keys are hashed in a way that is not known here")
         if self._max_bucket > self._pages:
             raise DatabaseError("damaged: the file ends before its last bucket")

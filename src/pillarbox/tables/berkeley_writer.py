@@ -9,11 +9,8 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from pillarbox.tables.berkeley import (
-    BTREE_MAGIC,
     BTREE_META,
     BTREE_VERSION,
-    HASH_CHECK,
-    HASH_MAGIC,
     HASH_META,
     HASH_PAGE,
     HASH_VERSION,
@@ -25,6 +22,7 @@ from pillarbox.tables.berkeley import (
     PAGE_HEADER,
     key_hash,
 )
+from pillarbox.tables.database import BTREE_MAGIC, HASH_CHECK, HASH_MAGIC
 
 PAGE_SIZE = 4096
 _HASH_LONG = PAGE_SIZE // 4  # bytes; longer items get pages of their own, where the library puts them too

@@ -8,12 +8,12 @@ import errno
 import fcntl
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import BinaryIO
 
 from pillarbox.errors import PillarboxError
+from pillarbox.replacement import Replacement
 from pillarbox.tables.berkeley_writer import write_btree, write_hash
 
 _BLANKS = b" \t\n\v\f\r"
@@ -114,25 +114,17 @@ def replace_database(path: str, pairs: Mapping[bytes, bytes], layout: Format, *,
     `like`: the source, whose owner and mode it gets; without one it is the caller's alone. Raises `MapError`.
     """
     data = write_hash(pairs) if layout is Format.HASH else write_btree(pairs)
-    folder = os.path.dirname(path) or "."
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", dir=folder)
+        replacement = Replacement(path)
     except OSError as error:
         raise MapError(f"mkstemp: {path}: {error.strerror}") from None
     try:
-        with open(descriptor, "wb") as file:
+        with replacement as file:
             if like is not None:
-                _carry_ownership(file, like, temporary)
+                _carry_ownership(file, like, replacement.temporary)
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise MapError(f"{path}: {error.strerror}") from None
-        raise
-    _sync_folder(folder)
+    except OSError as error:
+        raise MapError(f"{path}: {error.strerror}") from None
 
 
 def _carry_ownership(file: BinaryIO, like: os.stat_result, name: str) -> None:
@@ -141,11 +133,3 @@ def _carry_ownership(file: BinaryIO, like: os.stat_result, name: str) -> None:
         os.fchmod(file.fileno(), like.st_mode & MODE)
     except OSError as error:
         raise MapError(f"couldn't carry ownership and perms to {name}: {error.strerror}") from None
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -47,6 +47,10 @@ _RESULTS = {
 }
 
 
+# All that is shown of a line that does not fit: what follows may be a value, and a value may be a password's hash.
+_FIRST_WORDS = frozenset((b"register", *(word for words in _RESULTS.values() for word in words)))
+
+
 class TableProtocol:
     """One conversation. `services` is None until the program has registered."""
 
@@ -101,7 +105,7 @@ class TableProtocol:
         try:
             self._registered.append(Service(name.decode("latin-1")))
         except ValueError:
-            raise Nonsense(f"registers an unknown service: {_shown(name)}") from None
+            raise Nonsense(f"registers an unknown service: {_shown_name(name)}") from None
         if len(self._registered) > MAX_REGISTRATIONS:
             raise Nonsense("does not come to an end with registering services")
 
@@ -137,7 +141,14 @@ def _checked(key: str) -> str:
 
 
 def _shown(line: bytes) -> str:
-    """As much of a line as the log may show. A value can be a secret: of an answer only its first words are shown."""
-    text = line.decode("utf-8", "replace")
-    shown = "|".join(text.split("|", 3)[:3])
-    return f'"{shown[:80]}"' + ("" if len(shown) <= 80 and shown == text else " …")
+    """As much of a line as the log may show."""
+    word, bar, _ = line.partition(b"|")
+    if word not in _FIRST_WORDS:
+        return f"a line of {len(line)} bytes that begins with no word of the protocol"
+    return f'"{word.decode("latin-1")}{"|…" if bar else ""}"'
+
+
+def _shown_name(name: bytes) -> str:
+    """What a program calls a service, before it has been asked anything."""
+    text = name.decode("utf-8", "replace")
+    return f'"{text[:80]}"' + ("" if len(text) <= 80 else " …")

@@ -9,7 +9,7 @@ the last session of that configuration has ended. A table that is closed answers
 """
 
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Protocol
 
 from pillarbox.conf import model
@@ -21,6 +21,8 @@ from pillarbox.tables.passwd import PasswdTable
 from pillarbox.tables.services import Service, parse_address, parse_userinfo
 
 Entries = tuple[tuple[str, str], ...]
+
+DB_THREADS = 2  # of each db table
 
 
 class Table(Protocol):
@@ -137,14 +139,14 @@ def open_table(
     table: model.Table,
     *,
     delimiter: str,
-    executor: Executor,
+    names: Executor,
     on_bad_regex: Callable[[str, str], None],
     read_by_parent: ReadByParent,
     program: Callable[[str], Table],
 ) -> Table:
     """The table for one of the configuration.
 
-    `program`: makes the table, by its name, that a program answers for.
+    `names`: threads that ask the name service. `program`: makes the table, by its name, that a program answers for.
     """
     if table.kind in (model.TableKind.STATIC, model.TableKind.FILE):
         return MemoryTable(name=table.name, entries=table.entries, delimiter=delimiter, on_bad_regex=on_bad_regex)
@@ -153,10 +155,11 @@ def open_table(
             name=table.name,
             path=table.config,
             delimiter=delimiter,
-            executor=executor,
+            # Its own: a file that hangs stops no other. They end with the table and the last question about it.
+            executor=ThreadPoolExecutor(max_workers=DB_THREADS, thread_name_prefix="db"),
             on_bad_regex=on_bad_regex,
             read_by_parent=read_by_parent,
         )
     if table.kind is model.TableKind.GETPWNAM:
-        return PasswdTable(name=table.name, executor=executor)
+        return PasswdTable(name=table.name, executor=names)
     return program(table.name)
