@@ -54,7 +54,7 @@ def among_hanging(lookup, question):
 
     async def go():
         hung = [lookup.expand(recipient("stuck@example.org")) for _ in range(QUESTIONS)]
-        hung += [lookup.host_name(0, "stuck", f"192.0.2.{n}") for n in range(QUESTIONS)]
+        hung += [lookup.relay_url(0, "stuck", f"{n}.example") for n in range(QUESTIONS)]
         tasks = [asyncio.ensure_future(each) for each in hung]
         await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE):
