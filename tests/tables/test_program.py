@@ -144,10 +144,10 @@ def test_answers_in_any_order_reach_whoever_asked():
     ("mode", "said"),
     [
         ("dies", "table t: ended; starting it again"),
-        ("garbage", 'table t: answers what was not asked: "what is this?"; starting'),
+        ("garbage", "table t: answers what was not asked: a line of 13 bytes that begins with no word of the protocol"),
         ("unfinished", "table t: did not answer for 0.5 s"),
         ("flood", "table t: wrote a line of more than"),
-        ("flood_of_lines", 'table t: answers what was not asked: "lookup-result|00000000|not-found"'),
+        ("flood_of_lines", 'table t: answers what was not asked: "lookup-result|…"'),
         ("stops", "table t: did not answer for 0.5 s"),
         ("deaf", "table t: did not answer for 0.5 s"),
     ],
@@ -171,7 +171,7 @@ def test_an_answer_with_an_unknown_id_ends_it_but_not_what_was_answered():
     async def body(rig):
         assert await rig.table.lookup(Service.ALIAS, "x") == "value of x"
         await rig.works_again()
-        assert 'answers what was not asked: "lookup-result|ffffffff|found"' in rig.log
+        assert 'answers what was not asked: "lookup-result|…"' in rig.log
 
     play(body, "unknown_id", "good")
 
