@@ -144,10 +144,7 @@ def test_answers_in_any_order_reach_whoever_asked():
     ("mode", "said"),
     [
         ("dies", "table t: ended; starting it again"),
-        (
-            "garbage",
-            "table t: answers what was not asked: a line of 13 bytes that begins with no word of the protocol",
-        ),
+        ("garbage", "table t: answers what was not asked: a line of 13 bytes that begins with no word of the protocol"),
         ("unfinished", "table t: did not answer for 0.5 s"),
         ("flood", "table t: wrote a line of more than"),
         ("flood_of_lines", 'table t: answers what was not asked: "lookup-result|…"'),
