@@ -61,6 +61,9 @@ class Database:
         assert self.process is not None
         for pid in tree(self.process.pid):
             kill(pid, signal.SIGSTOP)
+            assert wait_for(
+                lambda stat=Path(f"/proc/{pid}/stat"): stat.read_text().rpartition(")")[2].split()[0] == "T", 5
+            )
 
     def _ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -138,7 +141,8 @@ class Mariadb(Database):
         home(folder)
         self.socket, self.port = folder / "socket", free_port()
         account = pwd.getpwuid(os.geteuid()).pw_name if _user() is None else USER
-        common = ["--no-defaults", f"--datadir={folder}/data"]
+        # Temporary files of its own: two that are made at once would take each other's.
+        common = ["--no-defaults", f"--datadir={folder}/data", f"--tmpdir={home(folder / 'tmp')}"]
         _call([install, *common, "--auth-root-authentication-method=normal", "--skip-test-db", f"--user={account}"])
         argv = [server, *common, f"--socket={self.socket}", "--bind-address=127.0.0.1", f"--port={self.port}"]
         argv += [f"--pid-file={folder}/pid", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=16M"]

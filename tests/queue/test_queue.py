@@ -224,6 +224,29 @@ def test_in_flight_attempts_survive_a_restart_of_the_queue(tmp_path: Path) -> No
     run(after)
 
 
+def test_mail_that_comes_while_a_restarted_queue_asks_what_is_under_way_is_delivered(tmp_path: Path) -> None:
+    clock = Clock()
+    seen: list[tuple[int, int]] = []
+
+    async def before() -> None:
+        async with rig(tmp_path, clock=clock) as r:
+            await r.send()
+            (attempt,) = await r.attempts(1)
+            seen.append((attempt.envelope.evpid, attempt.attempt))
+
+    async def after() -> None:
+        async with rig(tmp_path, clock=clock, start=False) as r:
+            await r.queue.recover([InFlight(running=tuple(seen))])
+            msgid = await r.send()  # for the same destination, which is known but not served yet
+            await r.queue.settle([Outcome(evpid=seen[0][0], attempt=seen[0][1], result=Result.OK)])
+            await r.queue.start()
+            (attempt,) = await r.attempts(1)
+            assert attempt.envelope.msgid == msgid
+
+    run(before)
+    run(after)
+
+
 def test_a_report_to_a_queue_that_has_just_been_restarted_waits_until_it_knows(tmp_path: Path) -> None:
     clock = Clock()
     seen: list[tuple[int, int]] = []

@@ -373,6 +373,7 @@ class Scheduler:
         self.started = True
         for destination in self._known.values():
             self._list(destination)
+        self._plan()  # what was listed before had to wait for this
         async with asyncio.TaskGroup() as group:
             for _ in range(FETCHERS):
                 group.create_task(self._fetch_on())
