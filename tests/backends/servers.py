@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pymysql.constants.CLIENT
@@ -61,9 +62,7 @@ class Database:
         assert self.process is not None
         for pid in tree(self.process.pid):
             kill(pid, signal.SIGSTOP)
-            assert wait_for(
-                lambda stat=Path(f"/proc/{pid}/stat"): stat.read_text().rpartition(")")[2].split()[0] == "T", 5
-            )
+            assert wait_for(partial(_stopped, pid), 5)
 
     def _ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -84,6 +83,10 @@ def running(database: Database) -> Iterator[Database]:
 
 def _user() -> str | None:
     return USER if os.geteuid() == 0 else None
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def home(folder: Path) -> Path:
