@@ -410,10 +410,8 @@ class SqliteStore:
             found = await loop.run_in_executor(self._body_threads, self._bodies.candidates, folder)
             if not found:
                 continue
-            # Before the read: what is committed meanwhile is not in it, and not busy any more behind it.
-            idle = [m for m in found if not self._bodies.is_busy(m)]
-            known = await self._read(functools.partial(_known, idle))
-            orphans = [m for m in idle if m not in known and not self._bodies.is_busy(m)]
+            known = await self._read(functools.partial(_known, found))
+            orphans = [m for m in found if m not in known and not self._bodies.is_busy(m)]
             self._bodies.unlink(orphans)
             swept += len(orphans)
         return swept
