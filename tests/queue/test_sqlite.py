@@ -247,6 +247,52 @@ def test_orphan_bodies_are_swept_and_only_those(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_body_whose_file_was_just_made_is_no_orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is there before the loop hears of it: the thread that made it may be kept waiting for long."""
+    made, go = threading.Event(), threading.Event()
+    create = bodies._create
+
+    def slow(path: Path) -> int:
+        descriptor = create(path)
+        made.set()
+        go.wait(10)
+        return descriptor
+
+    async def main() -> None:
+        store = open_store(tmp_path)
+        monkeypatch.setattr(bodies, "_create", slow)
+        appending = asyncio.create_task(store.append(5, 0, b"x" * 100_000))
+        await asyncio.to_thread(made.wait, 10)
+        assert await store.sweep() == 0
+        go.set()
+        await appending
+        whole = message(5, make_envelope(5), body=b"x" * 100_000)
+        await store.commit(msgspec.structs.replace(whole, body=b"", streamed=True))
+        assert await store.read(5, 0, 1 << 20) == b"x" * 100_000
+        await store.close()
+
+    run(main)
+
+
+def test_an_orphans_id_that_is_used_again_while_it_is_swept_keeps_its_new_body(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = open_store(tmp_path)
+        (tmp_path / "bodies/00/00000005").write_bytes(b"orphan")
+        ask = store._known
+
+        async def slow(msgids: list[int]) -> set[int]:
+            known = await ask(msgids)
+            await commit_streamed(store, message(5, make_envelope(5), body=b"x" * 100_000))
+            return known
+
+        store._known = slow  # type: ignore[method-assign]
+        assert await store.sweep() == 0
+        assert await store.read(5, 0, 1 << 20) == b"x" * 100_000
+        await store.close()
+
+    run(main)
+
+
 def test_a_refused_message_leaves_no_file(tmp_path: Path) -> None:
     async def main() -> None:
         store = open_store(tmp_path)

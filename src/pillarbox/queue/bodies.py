@@ -8,7 +8,7 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -47,14 +47,18 @@ class Bodies:
         self._executor = executor
         self._monotonic = monotonic
         self._on_fatal = on_fatal
+        # An id is in one of these before its file is there, until the file is referred to. It goes from one to the next
+        # by being added before it is removed, and `candidates` asks in this order: it never falls between them.
+        self._creating: set[int] = set()
         self._growing: dict[int, _Growing] = {}
         self._committing: set[int] = set()
+        self._begun: set[int] | None = None  # ids that were taken while a folder is being swept
 
     async def append(self, msgid: int, offset: int, chunk: bytes) -> None:
         """Write the next piece. TempFail where it is not the next one, or there is no room."""
         body = self._growing.get(msgid)
         if body is None:
-            if offset or msgid in self._committing:
+            if offset or self.is_busy(msgid):
                 raise TempFail(f"queue: {msgid:08x}: nothing was appended before {offset}")
             body = await self._create(msgid)
         async with body.lock:
@@ -78,28 +82,31 @@ class Bodies:
             raise _failure(error) from error
 
     async def _create(self, msgid: int) -> _Growing:
+        self._creating.add(msgid)
+        if self._begun is not None:
+            self._begun.add(msgid)
         loop = asyncio.get_running_loop()
         creating = loop.run_in_executor(self._executor, _create, self._spool.body_path(msgid))
         try:
             descriptor = await asyncio.shield(creating)
-        except OSError as error:
-            raise _failure(error) from error
         except asyncio.CancelledError:  # the client is gone, but the thread goes on
             creating.add_done_callback(functools.partial(self._drop_created, msgid))
             raise
-        if msgid in self._growing:  # two at once for one id: neither can be right
-            os.close(descriptor)
-            raise TempFail(f"queue: {msgid:08x}: appended twice")
+        except BaseException as error:
+            self._creating.discard(msgid)
+            if isinstance(error, OSError):
+                raise _failure(error) from error
+            raise
         self._growing[msgid] = _Growing(descriptor)
+        self._creating.discard(msgid)
         return self._growing[msgid]
 
     def _drop_created(self, msgid: int, creating: "asyncio.Future[int]") -> None:
         """The file that nobody waited for is there, or could not be made."""
-        if creating.cancelled() or creating.exception() is not None:
-            return
-        os.close(creating.result())
-        if not self.is_busy(msgid):
+        if not creating.cancelled() and creating.exception() is None:
+            os.close(creating.result())
             self.unlink([msgid])
+        self._creating.discard(msgid)
 
     async def finish(self, msgid: int, size: int) -> None:
         """Make what was appended durable. TempFail, and it is gone, where its length is not `size`."""
@@ -107,9 +114,10 @@ class Bodies:
         if body is None:
             raise TempFail(f"queue: {msgid:08x}: no body was appended")
         async with body.lock:
-            if self._growing.pop(msgid, None) is not body:
+            if self._growing.get(msgid) is not body:
                 raise TempFail(f"queue: {msgid:08x}: the body was discarded")
             self._committing.add(msgid)
+            del self._growing[msgid]
             try:
                 if body.size != size:
                     raise TempFail(f"queue: {msgid:08x}: the body has {body.size} bytes instead of {size}")
@@ -156,19 +164,36 @@ class Bodies:
         except OSError as error:
             raise TempFail(f"queue: body of {msgid:08x}: {error.strerror}") from error
 
-    def candidates(self, folder: int) -> list[int]:
-        """The files of one of the 256 folders that no commit under way will refer to. In a thread."""
+    async def orphans(self, folder: int, referred: Callable[[list[int]], Awaitable[set[int]]]) -> list[int]:
+        """The files of one of the 256 folders that nothing refers to, or will. One folder at a time.
+
+        `referred`: which of these ids the store knows. It is asked after we looked who is busy: what was neither busy
+        then nor known later is nobody's, unless its id was taken in the meantime.
+        """
+        self._begun = set()
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._executor, self._candidates, folder)
+            if not found:
+                return []
+            known = await referred(found)
+            return [m for m in found if m not in known and m not in self._begun]
+        finally:
+            self._begun = None
+
+    def _candidates(self, folder: int) -> list[int]:
+        """The files that no commit under way will refer to. In a thread."""
         found = []
         for entry in os.scandir(self._spool.bodies / f"{folder:02x}"):
             with contextlib.suppress(ValueError):
                 msgid = int(entry.name, 16)
-                if msgid not in self._growing and msgid not in self._committing:
+                if not self.is_busy(msgid):
                     found.append(msgid)
         return found
 
     def is_busy(self, msgid: int) -> bool:
         """Is this body being appended or committed?"""
-        return msgid in self._growing or msgid in self._committing
+        return msgid in self._creating or msgid in self._growing or msgid in self._committing
 
     def drop_abandoned(self) -> None:
         """Forget bodies that nobody has appended to for an hour: their dispatcher is gone."""

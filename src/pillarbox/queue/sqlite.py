@@ -403,18 +403,17 @@ class SqliteStore:
     async def sweep(self) -> int:
         """Remove orphan body files, a folder at a time."""
         self._bodies.drop_abandoned()
-        loop = asyncio.get_running_loop()
         await self._writer.submit(self._segments.tidy_soon)
         swept = 0
         for folder in range(256):
-            found = await loop.run_in_executor(self._body_threads, self._bodies.candidates, folder)
-            if not found:
-                continue
-            known = await self._read(functools.partial(_known, found))
-            orphans = [m for m in found if m not in known and not self._bodies.is_busy(m)]
+            orphans = await self._bodies.orphans(folder, self._known)
             self._bodies.unlink(orphans)
             swept += len(orphans)
         return swept
+
+    async def _known(self, msgids: list[int]) -> set[int]:
+        """Those of the messages that are there."""
+        return await self._read(functools.partial(_known, msgids))
 
     def _forget_group(self) -> None:
         """In the writer's thread: a request, or all of its group, was rolled back."""
