@@ -390,6 +390,7 @@ class _Control(BaseRole):
                 queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
                 dispatchers=dispatchers,
                 lookup=cast(LookupRole, peers.proxy("lookup", LOOKUP)),
+                filters=cast(Filters, peers.proxy("filters", FILTER)),
                 system=cast(System, peers.proxy("system", PARENT)),
                 log=log,
                 now=time.monotonic,

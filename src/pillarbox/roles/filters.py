@@ -189,7 +189,10 @@ class Filters(Protocol):
         ...
 
     async def restart(self, name: str) -> bool:
-        """`smtpctl restart filter NAME`: end it and start it again, one that is down too. False: there is none."""
+        """`smtpctl restart filter NAME`, a filter or its processor: end it and start it again, one that is down too.
+
+        False: there is none.
+        """
         ...
 
     async def log_level(self, verbose: bool) -> None:
