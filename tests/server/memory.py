@@ -254,6 +254,7 @@ async def world(
     lookup, queue, text = MemoryLookup(), MemoryQueue(), io.StringIO()
     lookup.config = config
     background = Background()
+    processors = make_processors(filters or MemoryFilters(), Log(text), background)
     server = Server(
         config=config,
         lookup=lookup,  # type: ignore[arg-type]
@@ -261,7 +262,7 @@ async def world(
         log=Log(text),
         now=lambda: 86400.0 * 365,
         tls_contexts=contexts or {},
-        processors=make_processors(filters or MemoryFilters(), Log(text), background),
+        processors=processors,
         control_socket="/run/smtpd.sock",
         max_sessions=max_sessions,
         auth_delay=lambda: 0.0,
@@ -272,4 +273,5 @@ async def world(
             yield World(server, lookup, queue, text, listening.getsockname()[1])
         finally:
             await server.drain(0.1)
+            await processors.told()
             background.stop()
