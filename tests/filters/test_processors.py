@@ -379,3 +379,15 @@ def test_failures_of_the_role_are_failures_of_a_moment():
 
     play(scenario, filters, configuration("f"))
     assert played.questions
+
+
+def test_nobody_waits_for_one_that_never_registered_and_may_be_left_out():
+    filters = MemoryFilters()
+    played = filters.add("f", fail_open=True)
+    played.processor = Processor(number=1, name="f", fail_open=True, why="it ended")
+
+    async def scenario(place: Place) -> None:
+        path = place.processors.path(0, "f")
+        assert await place.processors.registered(path) and not path.steps("connect")
+
+    play(scenario, filters, configuration("f"))
