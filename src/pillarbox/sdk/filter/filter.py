@@ -7,10 +7,12 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, cast, overload
 
 from pillarbox.sdk import program
-from pillarbox.sdk.filter.conversation import Conversation, FilterError, Options
+from pillarbox.sdk.filter.conversation import Conversation
 from pillarbox.sdk.filter.decisions import Decision
 from pillarbox.sdk.filter.hooks import Handlers, Hooks
+from pillarbox.sdk.filter.options import Options
 from pillarbox.sdk.filter.pipes import Pipes
+from pillarbox.sdk.filter.registry import FilterError
 from pillarbox.sdk.filter.session import S
 from pillarbox.sdk.stdio import Stdio
 from pillarbox.sdk.wire import ProtocolError
