@@ -25,7 +25,7 @@ from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
 MAX_BACKLOG = 16 << 20  # bytes that wait behind handlers before no more is read
-MAX_REPORT = 1000  # characters: OpenSMTPD ends when a report is longer than 2 KB
+MAX_REPORT = 1000  # characters
 _BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
 
 _log = logging.getLogger("pillarbox.sdk.filter")
@@ -340,11 +340,12 @@ class Conversation(Generic[S]):
         return build_stages(self._registry.handlers, place)
 
     def _report(self, session: Session[S], text: str) -> None:
-        if session.subsystem != SMTP_IN:
-            _log.warning("a report about a session of %s cannot be made: %s", session.subsystem, text)
-            return
         line = " ".join(text.replace("\0", " ").split())[:MAX_REPORT]
-        self._out.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+        # OpenSMTPD up to 7.8 at least ends with "unexpected direction" when a filter writes a report.
+        if session.subsystem == SMTP_IN and "report" in self._config.get("accepts", "").split():
+            self._out.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+        else:
+            _log.info("session %s: %s", session.id, line)
 
 
 def _finish(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -39,7 +39,7 @@ def proceed() -> Decision:
 
 
 def junk() -> Decision:
-    """Go on, but mark the message, or all messages of the session, with `X-Spam: yes`. Not possible at commit."""
+    """Go on, but mark the message, or all messages of the session, with `X-Spam: Yes`. Not possible at commit."""
     return _JUNK
 
 

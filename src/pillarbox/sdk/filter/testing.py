@@ -43,6 +43,7 @@ class Harness(Generic[S]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversation = filter.conversation(spawn=self._spawn, wake=lambda: None, failed=self._failed)
         handshake = {"smtpd-version": "7.8.0", "protocol": version, "smtp-session-timeout": "300", "subsystem": SMTP_IN}
+        handshake |= {"accepts": "report"} if version == VERSION else {}
         try:
             lines = self.exchange(
                 *(f"config|{key}|{value}" for key, value in {**handshake, **(config or {})}.items()), "config|ready"
@@ -57,9 +58,6 @@ class Harness(Generic[S]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
