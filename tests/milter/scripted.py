@@ -1,4 +1,4 @@
-"""A milter that does what a test says and keeps what it hears. Written from libmilter's documents, not from our client."""
+"""A milter that does what a test says and keeps what it hears; written from the documents of libmilter."""
 
 import contextlib
 import socket

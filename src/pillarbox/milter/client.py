@@ -36,7 +36,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """`unix:PATH`, `local:PATH`, `inet:PORT@HOST`, `inet6:PORT@HOST`, as milters take it; and Postfix's `inet:HOST:PORT`.
+    """`unix:PATH`, `local:PATH`, `inet:PORT@HOST`, `inet6:PORT@HOST`, as milters take it, or Postfix: `inet:HOST:PORT`.
 
     Raises ValueError with a text for the person who wrote it.
     """
