@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,13 @@ class ScriptedMilter:
         """The newest connection."""
         return self.connections[-1]
 
+    def hears(self, commands: str) -> str:
+        """The letters on the newest connection, when they are these; what they are instead, when they never are."""
+        end = time.monotonic() + 5
+        while self.last.commands != commands and time.monotonic() < end:
+            time.sleep(0.005)
+        return self.last.commands
+
     def stop(self) -> None:
         """As if it were killed."""
         self.path.unlink(missing_ok=True)
@@ -146,7 +154,8 @@ class ScriptedMilter:
                 answer = self._answer(letter, payload)
                 if answer is None:
                     return
-                connection.sendall(answer)
+                if answer:  # even nothing cannot be sent to who is gone
+                    connection.sendall(answer)
 
     def _answer(self, letter: str, payload: bytes) -> bytes | None:
         answer = self.answers.get(letter, NOTHING if letter.encode() in SILENT else CONTINUE)
