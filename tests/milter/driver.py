@@ -1,10 +1,9 @@
-"""The mail server's side of `filter-milter`, as a child process on two pipes: sessions told in lines of the protocol."""
+"""The mail server's side of `filter-milter`, in lines of its protocol, on the pipes of a child process."""
 
 import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from tests.sdk.child import Child, installed
@@ -219,8 +218,3 @@ class Client:
     def quit(self) -> None:
         """The session is over."""
         self.report("link-disconnect")
-
-
-def unix(path: Path) -> str:
-    """The address of a UNIX socket."""
-    return f"unix:{path}"

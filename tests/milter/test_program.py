@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from tests.milter import scripted
-from tests.milter.driver import MESSAGE, PROCEED, Bridge, received
-from tests.milter.scripted import CONTINUE, ScriptedMilter
+from tests.milter.driver import MESSAGE, PROCEED, Bridge
+from tests.milter.scripted import ScriptedMilter
 
 
 def test_a_message_goes_through_unchanged_and_the_milter_hears_all_of_it(tmp_path: Path) -> None:
