@@ -188,27 +188,14 @@ class Conversation(Generic[S]):
 
     def _take_lines(self, lines: list[str], at: int, fields: list[str]) -> int:
         """The lines of one message from this one on; where what follows begins. Raises ProtocolError, ValueError."""
-        _, version, when, subsystem, _, session, token, _ = fields
+        _, version, when, subsystem, _, session, token, text = fields
         words = dialect(version)
-        # The time differs from line to line; what is behind it does not, nor does its length for the next 250 years.
-        start = 8 + len(version) + len(when)
-        mark = f"|{subsystem}|data-line|{session}|{token}|"
-        width = start + len(mark)
-        payload: list[str] = []
-        ended = False
-        while at < len(lines) and not ended and lines[at][start:width] == mark:
-            text = lines[at][width:]
-            at += 1
-            if text[:1] != ".":
-                payload.append(text)
-            elif text != ".":
-                payload.append(text[1:])
-            else:
-                ended = True
+        start = len(f"filter|{version}|{when}")
+        payload, ended = protocol.parse_run(lines, at, start, lines[at].removesuffix(text))
         track = self._tracks.get(session, subsystem)
         size = sum(map(len, payload)) if track.waiting is not None else 0
         self._submit(track, Phase.DATA_LINE, (self._pass, (track, token, words, payload, ended), size))
-        return at
+        return at + len(payload) + ended
 
     def _take_cut(self, start: str) -> None:
         """A line that was too long for us."""
