@@ -64,6 +64,7 @@ class Message:
         self._replaced: Spool | None = None
         self._body = 0  # where the body begins
         self._separated = False  # does an empty line end the header?
+        self._bare = False  # is it a body without a header, and without that line?
         self.junk = False
         self.header = Header([])
 
@@ -90,6 +91,8 @@ class Message:
         self._separated = sizes[used:] == [2]
         if self._separated:
             self._body += 2
+        # A first field is set off from text that never had one; else its first line could belong to the field.
+        self._bare = not used and not self._separated and self._spool.size > 0
 
     def body(self) -> Iterator[bytes]:
         """The body as it came, in pieces for a milter. Raises OSError."""
@@ -109,8 +112,9 @@ class Message:
         """The lines of what it has become, without their ends, dots not stuffed. Raises OSError."""
         if self.junk and self.header.first(b"x-spam") is None:
             yield JUNK
-        yield from self.header.lines()
-        if self._separated or self._replaced is not None:
+        fields = self.header.lines()
+        yield from fields
+        if self._separated or self._replaced is not None or (self._bare and fields):
             yield b""
         if self._replaced is not None:
             yield from self._replaced.lines()

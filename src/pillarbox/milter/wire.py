@@ -279,7 +279,7 @@ def parse_options(letter: bytes, payload: bytes) -> Options:
     version, actions, steps = _OPTIONS.unpack_from(payload)
     if not OLDEST <= version <= VERSION:
         raise ProtocolError(f"it speaks version {version} of the protocol, and we speak {OLDEST} to {VERSION}")
-    if unknown := actions & ~ACTIONS:
+    if unknown := actions & ~int(ACTIONS):
         raise ProtocolError(f"it wants to do what we did not offer ({unknown:#x})")
     # Steps that we did not offer are not ours to take; others ignore them as well.
     return Options(version, Action(actions), Step(steps & STEPS), _chosen(payload[_OPTIONS.size :]))
