@@ -56,6 +56,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     transaction_delay: float = 0.0
     failures_max: int = 25
     require_tls: bool = False  # the peer must offer REQUIRETLS (RFC 8689), else nothing is sent to it
+    filter: str = ""  # of the action: its processors hear the events of the session
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
