@@ -346,6 +346,7 @@ class Delivery:
                 esc_code=event.code,
                 relayed_without_dsn=taken and not link.client.offers_dsn,
                 reply=event.text if taken else "",
+                session=self._order.session,
             )
         )
         self.running.pop(envelope.evpid, None)
@@ -405,6 +406,7 @@ class Delivery:
                             result=Result.TEMPFAIL,
                             errorline="Delivery interrupted",
                             esc_class=4,
+                            session=self._order.session,
                         )
                     )
         outcomes, self._outcomes = self._outcomes, []

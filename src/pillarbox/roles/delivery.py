@@ -157,6 +157,18 @@ class Deliverer(Protocol):
         ...
 
 
+class Witness(Protocol):
+    """Is told by queue, within its role, what became of deliveries, once that is on disk."""
+
+    def ended(self, envelope: Envelope, outcome: Outcome) -> None:
+        """An attempt."""
+        ...
+
+    def expired(self, envelope: Envelope) -> None:
+        """There will be no further attempt: the time of the envelope is over."""
+        ...
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """An envelope handed to a `Deliverer`, with its message's facts. Same meaning of `body` as in Task."""
 
