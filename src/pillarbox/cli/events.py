@@ -26,7 +26,9 @@ or how long ago: 90s, 15m, 2h, 3d, 1w."""
 
 def main() -> int:
     """The console entry; returns the exit status."""
-    options = _parser().parse_args()
+    arguments, command = _split(sys.argv[1:])
+    options = _parser().parse_args(arguments)
+    options.filter = command
     try:
         status = int(options.command(options))
         sys.stdout.flush()
@@ -39,6 +41,14 @@ def main() -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before and behind `--`, which only `replay` has a use for."""
+    if words[:1] != ["replay"] or "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def complain(text: str) -> None:
@@ -102,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_record(commands)
+    _add_replay(commands)
     _add_session(commands)
     _add_cat(commands)
     _add_stats(commands)
@@ -147,6 +158,36 @@ def _add_reading(parser: argparse.ArgumentParser, *, json: str = "an event a lin
     add("--since", type=_time, default=float("-inf"), metavar="TIME", help="only what happened from then on")
     add("--until", type=_time, default=float("inf"), metavar="TIME", help="only what happened before")
     add("--json", action="store_true", help=json)
+
+
+def _add_replay(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="drive a filter with what was recorded",
+        description="Plays the server for a filter, in whatever language: handshake, events, questions made from the"
+        " log again. Says what it decided, and what was decided otherwise then. Exit status 1: it broke the protocol,"
+        " left a question out, or ended.",
+        usage="smtpd-events replay [options] [LOG ...] -- COMMAND [ARGUMENT ...]",
+        epilog=_LOGS,
+        allow_abbrev=False,
+    )
+    _add_reading(parser, json="a session a line, as JSON")
+    add = parser.add_argument
+    add("--fast", action="store_true", help="as fast as the filter is, not at the pace of then")
+    add("--speed", type=_positive(float), default=1.0, metavar="N", help="N times as fast as then")
+    add("--session", metavar="ID", help="only this one; the beginning of its id is enough")
+    add("--message", metavar="FILE", help="what every client sends behind DATA; without it a message is made up")
+    add("--timeout", type=_positive(float), default=10.0, metavar="S", help="seconds for an answer (10)")
+    add("--protocol", choices=("0.4", "0.5", "0.6", "0.7"), default="0.7", help="the version that is spoken (0.7)")
+    add("--same", action="store_true", help="exit status 1 also where something else was decided then")
+    add("-v", "--verbose", action="store_true", help="every decision, and the messages that it changed")
+    parser.set_defaults(command=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from pillarbox.cli.events_replay import replay  # noqa: PLC0415 - the others do without
+
+    return replay(options)
 
 
 def _add_session(commands: _Commands) -> None:

@@ -99,6 +99,8 @@ class Recorder:
         self._cut = False  # what comes until the next line's end belongs to a line that was too long
         self._reason = ""
         self._rotate = False
+        self._lost = 0  # when there was no time left to wait for the disk
+        self._lost_to = ""
 
     def rotate(self) -> None:
         """Begin a new file with the next events."""
@@ -116,10 +118,11 @@ class Recorder:
             self._take(data)
         self._backlog.close()
         writer.join(_PATIENCE)
-        if writer.is_alive() or self._backlog.dropped:
-            self._complain(f"events were lost at the end: {self._reason or 'the disk does not answer'}")
-            return 1
-        return 0
+        if writer.is_alive():
+            self._complain(f"events were lost at the end: the disk did not answer for {_PATIENCE:g} s")
+        elif self._lost:
+            self._complain(f"{self._lost} events were lost at the end: {self._lost_to}")
+        return 1 if writer.is_alive() or self._lost else 0
 
     def _handshake(self, source: int, target: int) -> bool:
         """Read what the server says of itself, register; False: there was nothing to read."""
@@ -162,10 +165,10 @@ class Recorder:
         more = True
         while more:
             more = not self._backlog.closed  # what was read before that is in this batch
+            data = self._backlog.take()
             if self._rotate:
                 self._rotate = False
                 self._files.rotate()
-            data = self._backlog.take()
             if data or self._backlog.dropped:
                 self._append(data)
             else:
@@ -191,6 +194,8 @@ class Recorder:
         self._reason = error.strerror or str(error)
         self._say(f"the event log cannot be written, events wait: {self._reason}")
         if self._backlog.closed:
+            self._lost += data.count(b"\n")
+            self._lost_to = self._reason
             self._backlog.drop(data.count(b"\n"))
             return
         if data:

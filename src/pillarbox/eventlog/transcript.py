@@ -85,7 +85,7 @@ def find_session(reports: Iterable[Report], prefix: str) -> Found:
         else:
             events = [*recent.pop(report.session), report]
             found.sessions[report.session] = events[0]
-            found.events = [] if found.events else events
+            found.events = events if len(found.sessions) == 1 else []
     return found
 
 
