@@ -265,8 +265,8 @@ def test_filters_and_processes() -> None:
         "match reject"
     )
     assert config.procs == {
-        "p": Proc(name="p", command="/bin/p", user="u", group="g", chroot="/r"),
-        "b": Proc(name="b", command="/bin/q"),
+        "p": Proc(name="p", command="/bin/p", user="u", group="g", chroot="/r", line=1, file="smtpd.conf"),
+        "b": Proc(name="b", command="/bin/q", line=3, file="smtpd.conf"),
     }
     assert config.filters["a"] == Filter(name="a", kind="proc", proc="p")
     assert config.filters["b"] == Filter(name="b", kind="proc-exec", proc="b")

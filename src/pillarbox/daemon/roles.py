@@ -13,12 +13,13 @@ from pillarbox.daemon.material import ClientMaterial
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.role import BaseRole, Role
 from pillarbox.daemon.settings import Boot, Generation
-from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
+from pillarbox.roles.filters import Answer, Filtered, Processor
 from pillarbox.roles.lookup import Lookup as LookupRole
-from pillarbox.roles.parent import Programs, System
+from pillarbox.roles.parent import FilterPrograms, Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
 
 if TYPE_CHECKING:
@@ -30,11 +31,19 @@ if TYPE_CHECKING:
 class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.daemon.handed import HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.daemon.handed import HandedProgram, HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
         from pillarbox.daemon.plans import Plans  # noqa: PLC0415
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
 
-        self._programs = HandedPrograms(cast(Programs, peers.proxy("programs", PARENT)))
+        programs = cast(Programs, peers.proxy("programs", PARENT))
+        self._programs = HandedPrograms()
+
+        def program_of(generation: int, table: str) -> HandedProgram:
+            return self._programs.program(
+                lambda token: programs.start_table(generation, table, token),
+                lambda grace: programs.stop_table(generation, table),
+            )
+
         self._addresses = frozenset(boot.generation.local_addresses)
         self._prepared: dict[int, tuple[Generation, Resolver]] = {}
         self._lookup = Lookup(
@@ -47,7 +56,7 @@ class _Lookup(BaseRole):
             local_addresses=lambda: self._addresses,
             libexec=places.libexec(),
             plans=Plans(libexec=places.libexec(), now=time.time),
-            program_of=self._programs.of,
+            program_of=program_of,
         )
         for older in boot.older:
             self._lookup.add_config(older.config)
@@ -189,6 +198,68 @@ class _Queue(BaseRole):
             self._relays.add_dispatcher(self._dispatchers[peer])
 
 
+class _Filter(BaseRole):
+    def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
+        super().__init__(log)
+        from pillarbox.daemon.handed import HandedProgram, HandedPrograms  # noqa: PLC0415 - each process loads its own
+        from pillarbox.filters.service import FilterService  # noqa: PLC0415
+
+        programs = cast(FilterPrograms, peers.proxy("filter_programs", PARENT))
+        self._programs = HandedPrograms()
+
+        def program_of(number: int, generation: int, name: str) -> HandedProgram:
+            return self._programs.program(
+                lambda token: programs.start_processor(number, generation, name, token),
+                lambda grace: programs.stop_processor(number, grace),
+            )
+
+        self._configs = [boot.generation.config, *(older.config for older in boot.older)]
+        self._filters = FilterService(
+            program_of=program_of,
+            filtered={n: cast(Filtered, peers.proxy("filtered", n)) for n in peers.ports if kind(n) == DISPATCHER},
+            log=log,
+            now=time.time,
+        )
+        self.services["filters"] = self._filters
+
+    def add_program(self, token: int, connection: socket.socket) -> None:
+        self._programs.add(token, connection)
+
+    async def start(self) -> None:
+        self.run("answers", self._filters.run())
+        await asyncio.gather(*(self._filters.add_config(config) for config in self._configs))
+        self._filters.use_config(self._configs[0].generation)
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        await self._filters.add_config(generation.config)
+
+    def commit(self, number: int) -> None:
+        self._filters.use_config(number)
+
+    def abort(self, number: int) -> None:
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        self.run(f"end filters of configuration {number}", self._filters.drop_config(number))
+
+    def peer_lost(self, peer: str) -> None:
+        self._filters.teller_lost(peer)
+
+    async def stop(self) -> None:
+        await self._filters.close()
+        await super().stop()
+
+
+class _Unfiltered:
+    """Implements `roles.filters.Filtered` where no session asks a filter."""
+
+    async def answered(self, number: int, life: int, answers: list[Answer]) -> None:
+        """Nothing was asked."""
+
+    async def changed(self, processors: list[Processor]) -> None:
+        """Nothing depends on them."""
+
+
 class _Dispatcher(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
@@ -221,7 +292,7 @@ class _Dispatcher(BaseRole):
             now=time.time,
             tls_material=self._material,
         )
-        self.services |= {"incoming": self._server, "outgoing": self._outgoing}
+        self.services |= {"incoming": self._server, "outgoing": self._outgoing, "filtered": _Unfiltered()}
 
     def add_socket(self, address: str, listening: socket.socket) -> None:
         self._sockets[address] = listening
@@ -347,5 +418,6 @@ BUILDERS: dict[str, Builder] = {
     LOOKUP: _builder(_Lookup),
     QUEUE: _builder(_Queue),
     DISPATCHER: _builder(_Dispatcher),
+    FILTER: _builder(_Filter),
     CONTROL: _builder(_Control),
 }
