@@ -23,8 +23,12 @@ def case_log(name: str) -> list[str]:
 
 
 def whole_log() -> list[str]:
-    """The events of all cases, sessions told apart."""
-    return [line for name in _cases() for line in case_log(name)]
+    """The events of all cases, sessions told apart: 0000000N0000000M is the M-th of the N-th case."""
+    return [
+        re.sub(r"\|00000000(?=[0-9a-f]{8}(\||$))", f"|{number:08x}", line, count=1)
+        for number, name in enumerate(_cases(), 1)
+        for line in case_log(name)
+    ]
 
 
 def _filled(line: str, time: float) -> str:

@@ -29,7 +29,7 @@ def test_a_session_is_counted() -> None:
     assert part["refusals"]["most"] == []
     assert part["reply_times"]["message"]["count"] == part["reply_times"]["AUTH"]["count"] == 1
     assert part["reply_times"]["EHLO"]["count"] == 2
-    assert part["reply_times"]["MAIL"]["max"] == pytest.approx(0.002)
+    assert part["reply_times"]["MAIL"]["max"] == pytest.approx(0.002, rel=0.01)
     assert part["filter_times"]["mail-from"]["p50"] == pytest.approx(0.001, rel=0.1)
 
 

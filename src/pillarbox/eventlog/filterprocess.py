@@ -47,13 +47,14 @@ class FilterProcess:
     async def end(self, timeout: float) -> int | None:
         """Close its input and wait; its exit status, negative for a signal. None: it had to be killed."""
         self._writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
+        status = None
         try:
             async with asyncio.timeout(timeout):
+                with contextlib.suppress(ConnectionError):
+                    await self._writer.wait_closed()
                 status = await self._process.wait()
         except TimeoutError:
-            status = None
+            self._writer.transport.abort()
         with contextlib.suppress(ProcessLookupError):  # what it started ends with it
             os.killpg(self._process.pid, signal.SIGKILL)
         if status is None:

@@ -79,6 +79,7 @@ class Replay:
         try:
             await self._register()
             await self._play(reports)
+            await self._flush()
         except Over as over:
             self.totals.over = str(over)
         finally:
@@ -266,7 +267,7 @@ class Replay:
             self._fault(line, str(violation))
 
     def _decided(self, result: Result) -> None:
-        session = self._sessions.get(result.session)
+        session = self._waiting(result)
         if self._asked.result(result) is None or session is None or not isinstance(session.waiting, Ask):
             self.totals.ignored += 1
             return
@@ -289,9 +290,14 @@ class Replay:
             self.totals.differences += decided.differs
         self._ready.append(session)
 
+    def _waiting(self, answer: Result | Output) -> Session | None:
+        """The session that waits for this answer; None: it does not any more."""
+        session = self._sessions.get(answer.session)
+        return session if session is not None and session.waiting and session.token == answer.token else None
+
     def _output(self, output: Output) -> None:
-        session = self._sessions.get(output.session)
-        if self._asked.output(output) is None or session is None or not isinstance(session.waiting, Message):
+        session = self._waiting(output)
+        if self._asked.output(output) is None or session is None:
             self.totals.ignored += 1
             return
         filtered = session.verdict.messages[-1]
