@@ -59,6 +59,29 @@ def test_refusals_are_the_same_whoever_is_refused() -> None:
     ]
 
 
+def test_peers_are_counted_by_what_they_were_refused() -> None:
+    lines = []
+    for session, refusals in enumerate((3, 0, 5)):
+        lines.append(event("link-connect", f"|fail|192.0.2.{session}:1|192.0.2.9:25", session=session))
+        lines += [event("protocol-server", "550 no", session=session)] * refusals
+    assert figures(lines)["subsystems"]["smtp-in"]["peers_refused"]["most"] == [
+        {"value": "192.0.2.2", "count": 5},
+        {"value": "192.0.2.0", "count": 3},
+    ]
+
+
+def test_local_deliveries_are_counted_by_what_became_of_them() -> None:
+    lines = [
+        f"report|0.7|1.5|mda|delivery|{1:016x}|0badcafe|0badcafe{n:08x}|{result}|maildir|alice|3|{text}"
+        for n, (result, text) in enumerate(
+            [("ok", "Delivered"), ("tempfail", "disk | full"), ("tempfail", "disk | full")]
+        )
+    ]
+    part = figures(lines)["subsystems"]["mda"]
+    assert part["results"] == {"delivery ok": 1, "delivery tempfail": 2}
+    assert part["refusals"]["most"] == [{"value": "maildir: disk | full", "count": 2}]
+
+
 def test_pieces_of_auth_are_counted_as_auth_and_never_shown() -> None:
     lines = [
         event("protocol-client", "AUTH LOGIN", 1),

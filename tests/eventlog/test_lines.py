@@ -16,7 +16,7 @@ from pillarbox.eventlog.lines import (
     render_note,
     render_report,
 )
-from pillarbox.roles.filters import EVENTS, Report
+from pillarbox.roles.filters import EVENTS, MDA_EVENTS, Report
 from tests.eventlog.recorded import whole_log
 
 TEXT = st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=50)
@@ -29,7 +29,7 @@ def test_what_the_reference_wrote_is_read_and_written_the_same() -> None:
 
 
 def test_every_event_has_fields() -> None:
-    assert set(FIELDS) == set(EVENTS)
+    assert set(FIELDS) == {*EVENTS, *MDA_EVENTS}
 
 
 @given(st.sampled_from(EVENTS), st.integers(0, 2**64 - 1), st.integers(0, 4 * 10**15), TEXT)

@@ -39,10 +39,11 @@ def flushed(data: bytes) -> bytes:
         TEXT,
         TEXT.removesuffix(b"\n"),
         gzip.compress(TEXT),
+        gzip.compress(TEXT.removesuffix(b"\n")),
         flushed(TEXT),
         gzip.compress(TEXT[:999]) + gzip.compress(TEXT[999:]),
     ],
-    ids=["plain", "no last newline", "gzip", "unfinished", "members"],
+    ids=["plain", "no last newline", "gzip", "gzip, no last newline", "unfinished", "members"],
 )
 def test_whole_logs_are_read_whole(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)  # the name says nothing

@@ -69,8 +69,8 @@ def show_session(options: argparse.Namespace) -> int:
 
 def _all(options: argparse.Namespace, found: Found) -> int:
     for number in found.sessions:
-        events = find_session(event_log(options).reports(), f"{number:016x}").events
-        _print(events, as_json=options.json)
+        reports = event_log(options).reports()
+        _print((report for report in reports if report.session == number), as_json=options.json)
         if not options.json:
             show([""])
     return 0
@@ -154,6 +154,7 @@ def _subsystem_text(part: Subsystem, top: int) -> Iterator[str]:
     yield from _counts("results", part.results.most_common())
     yield from _counts("answers of filters", part.answers.most_common())
     yield from _top("peers", part.peers, top)
+    yield from _top("peers by refusals", part.refused, top)
     yield from _top("senders' domains", part.domains, top)
     yield from _top("refusals", part.refusals, top)
     yield from _times("time to reply", part.replies)

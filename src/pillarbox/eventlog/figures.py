@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pillarbox.eventlog.lines import fields
 from pillarbox.roles.filters import SMTP_OUT, Report
 
 KEPT = 20_000  # different values of each kind that are counted exactly
@@ -80,6 +81,7 @@ class Times:
 class _Open:
     """A session under way: since when it waits for what."""
 
+    peer: str = ""
     asked: float = 0.0
     verb: str = ""  # of the command that is not answered yet
     last: str = ""  # of the last command
@@ -93,6 +95,7 @@ class Subsystem:
     results: Counter[str] = field(default_factory=Counter)  # "tx-rcpt permfail"
     answers: Counter[str] = field(default_factory=Counter)  # of filters: "rcpt-to reject"
     peers: Top = field(default_factory=Top)
+    refused: Top = field(default_factory=Top)  # peers by refusals
     domains: Top = field(default_factory=Top)  # of senders
     refusals: Top = field(default_factory=Top)
     replies: dict[str, Times] = field(default_factory=dict)  # from a command to its reply
@@ -122,6 +125,7 @@ class Figures:
             "tx-data": self._result,
             "link-auth": self._auth,
             "tx-commit": self._committed,
+            "delivery": self._delivered,
         }
 
     def take(self, reports: Iterable[Report]) -> None:
@@ -150,8 +154,9 @@ class Figures:
     def _connected(self, report: Report, figures: Subsystem) -> None:
         _, _, ends = report.text.split("|", 2) if report.text.count("|") >= 2 else ("", "", "")
         source, _, target = ends.partition("|")
-        figures.peers.add(_host(target if report.subsystem == SMTP_OUT else source))
-        self._open(report).asked = report.time
+        session = self._open(report)
+        session.peer, session.asked = _host(target if report.subsystem == SMTP_OUT else source), report.time
+        figures.peers.add(session.peer)
 
     def _disconnected(self, report: Report, _: Subsystem) -> None:
         self._sessions.pop(report.session, None)
@@ -172,6 +177,8 @@ class Figures:
             session.verb = ""
         if report.text[:1] in ("4", "5") and report.text[3:4] != "-":
             figures.refusals.add(f"{session.last or 'connect'}: {_VARIABLE.sub('<…>', report.text)}")
+            if session.peer:
+                figures.refused.add(session.peer)
 
     def _filtered(self, report: Report, figures: Subsystem) -> None:
         phase, _, rest = report.text.partition("|")
@@ -198,6 +205,13 @@ class Figures:
         figures.messages += 1
         figures.size += int(size) if size.isascii() and size.isdigit() and len(size) < 19 else 0
 
+    def _delivered(self, report: Report, figures: Subsystem) -> None:
+        values = fields(report)
+        result = values.get("result", "")
+        figures.results[f"delivery {result[:_TEXT]}"] += 1
+        if result != "ok":
+            figures.refusals.add(f"{values.get('method', '')}: {_VARIABLE.sub('<…>', values.get('text', ''))}")
+
 
 def _host(end: str) -> str:
     """An address without its port."""
@@ -222,6 +236,7 @@ def _subsystem_json(part: Subsystem, top: int) -> dict[str, Any]:
         "results": dict(part.results),
         "filter_answers": dict(part.answers),
         "peers": _top_json(part.peers, top),
+        "peers_refused": _top_json(part.refused, top),
         "sender_domains": _top_json(part.domains, top),
         "refusals": _top_json(part.refusals, top),
         "reply_times": {verb: _times_json(times) for verb, times in part.replies.items()},

@@ -42,7 +42,8 @@ class _Plain:
 
 class _Gzip:
     def __init__(self) -> None:
-        self._object = zlib.compressobj(6, zlib.DEFLATED, 31)
+        # Level 3 is twice as fast as 6, for a tenth more bytes: the processor is the mail server's, too.
+        self._object = zlib.compressobj(3, zlib.DEFLATED, 31)
 
     def append(self, data: bytes) -> bytes:
         return self._object.compress(data) + self._object.flush(zlib.Z_SYNC_FLUSH)
@@ -53,7 +54,7 @@ class _Gzip:
 
 class _Zstd:
     def __init__(self, module: Any) -> None:
-        self._object = module.ZstdCompressor()
+        self._object = module.ZstdCompressor(level=1)
 
     def append(self, data: bytes) -> bytes:
         return bytes(self._object.compress(data, mode=self._object.FLUSH_BLOCK))

@@ -25,6 +25,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "filter-report": ("kind", "name", "message"),
     "filter-response": ("phase", "response", "param"),
     "timeout": (),
+    "delivery": ("message", "envelope", "result", "method", "user", "delay", "text"),
 }
 CONFIG = "config|"  # the handshake, kept at the head of a file: `zcat FILE | ./filter` works
 NOTE = "note|"  # `note|1|TIME|dropped|COUNT|REASON`: the recorder's own

@@ -27,6 +27,9 @@ class _Decoder(Protocol):
     def decode(self, data: bytes) -> bytes:
         """What these bytes add. Raises _Damaged."""
 
+    def whole(self) -> bool:
+        """May the file end here?"""
+
 
 class _Damaged(Exception):
     """What comes cannot be read."""
@@ -39,6 +42,9 @@ class _Damaged(Exception):
 class _Plain:
     def decode(self, data: bytes) -> bytes:
         return data
+
+    def whole(self) -> bool:
+        return True
 
 
 class _Members:
@@ -63,6 +69,9 @@ class _Members:
                     raise _Damaged(b"".join(pieces)) from None
                 step = self._object.unused_data
         return b"".join(pieces)
+
+    def whole(self) -> bool:
+        return bool(self._object.eof)
 
 
 def _decoder(start: bytes) -> _Decoder:
@@ -155,7 +164,7 @@ class LogFile:
         """The event of a last line without its end, where it is one; then what is to be said of this file."""
         if self._rest:
             try:
-                if not isinstance(self._decoder, _Plain):
+                if self._decoder is None or not self._decoder.whole():
                     raise BadLine("a piece")
                 yield parse_report(self._rest.decode(errors="surrogateescape"))
             except BadLine:

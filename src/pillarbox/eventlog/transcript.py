@@ -91,9 +91,10 @@ def find_session(reports: Iterable[Report], prefix: str) -> Found:
 
 def _names(report: Report, prefix: str) -> bool:
     """Is this the event where a session gets a message or envelope with such an id? Half an id is none."""
-    if len(prefix) < 8 or report.event not in ("tx-begin", "tx-envelope"):
+    if len(prefix) < 8 or report.event not in ("tx-begin", "tx-envelope", "delivery"):
         return False
-    return any(value.startswith(prefix) for value in fields(report).values())
+    values = fields(report)
+    return any(values.get(name, "").startswith(prefix) for name in ("message", "envelope"))
 
 
 class _Recent:
