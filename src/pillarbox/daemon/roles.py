@@ -17,7 +17,7 @@ from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT,
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
-from pillarbox.roles.filters import Answer, Filtered, Processor
+from pillarbox.roles.filters import Answer, Filtered, Filters, Processor
 from pillarbox.roles.lookup import Lookup as LookupRole
 from pillarbox.roles.parent import FilterPrograms, Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
@@ -381,6 +381,7 @@ class _Control(BaseRole):
                 queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
                 dispatchers=dispatchers,
                 lookup=cast(LookupRole, peers.proxy("lookup", LOOKUP)),
+                filters=cast(Filters, peers.proxy("filters", FILTER)),
                 system=cast(System, peers.proxy("system", PARENT)),
                 log=log,
                 now=time.monotonic,

@@ -20,6 +20,7 @@ UNREAD = 1 << 20  # bytes that it has not read, above which who tells it somethi
 UNREAD_EVENTS = 8 << 20  # and above which events are dropped that only it waits for
 UNREAD_MAX = 128 << 20  # and above which it is ended, however many tell it something at once
 UNWANTED = 1 << 20  # bytes that it may write for nobody, beside twice those that it was told
+ENDED = "ended"  # why it is over, where it closed its output
 _COUNTED = 60.0  # seconds between two log lines about events that were dropped
 
 
@@ -188,7 +189,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """It has ended, or closed its output."""
-        self.end("ended")
+        self.end(ENDED)
 
     def _registered(self) -> None:
         if self.over.done():
@@ -229,7 +230,7 @@ class Link(asyncio.Protocol):
         """They have."""
         if self._held and self._transport is not None and not self.over.done():
             self._held = False
-            self._heard = self._loop.time()
+            self._heard = self._reading_since = self._loop.time()
             self._transport.resume_reading()
 
     def end(self, reason: str, *, politely: bool = False) -> None:
@@ -288,6 +289,6 @@ class Link(asyncio.Protocol):
         if self._room is None or not self._protocol.phases or self._transport is None:
             return False
         unread = self._transport.get_write_buffer_size()
-        if unread < self._least_unread:
+        if unread < self._least_unread or self._held:  # who waits to write may not read meanwhile
             self._least_unread, self._reading_since = unread, now
         return now - self._reading_since >= self._timeout

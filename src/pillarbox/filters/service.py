@@ -50,7 +50,7 @@ class FilterService:
         self._lives = itertools.count(int(now() * 1000))
         self._running: dict[Use, Supervised] = {}
         self._generations: dict[int, list[Use]] = {}
-        self._current = 0
+        self._made: dict[int, dict[str, str]] = {}  # of each generation: which processor a filter is made of
         self._added = asyncio.Condition()
         self._joined: set[str] = set()
 
@@ -65,6 +65,7 @@ class FilterService:
     async def add_config(self, config: Config) -> None:
         """Start what it needs and does not run; returns when that has registered, or could not, or takes too long."""
         uses = self._generations[config.generation] = processors_of(config)
+        self._made[config.generation] = {f.name: f.proc for f in config.filters.values() if f.proc}
         for use in uses:
             if use not in self._running:
                 self._running[use] = self._start(use, config.generation)
@@ -74,7 +75,6 @@ class FilterService:
 
     def use_config(self, number: int) -> None:
         """It is the current one: what is down is tried again."""
-        self._current = number
         for use in self._generations[number]:
             if self._running[use].down:
                 self._running[use].restart()
@@ -82,6 +82,7 @@ class FilterService:
     async def drop_config(self, number: int) -> None:
         """End the processors that no other configuration has."""
         dropped = self._generations.pop(number, [])
+        self._made.pop(number, None)
         kept = set(itertools.chain(*self._generations.values()))
         ended = [self._running.pop(use) for use in dropped if use not in kept and use in self._running]
         await asyncio.gather(*(supervised.close() for supervised in ended))
@@ -193,7 +194,8 @@ class FilterService:
 
     async def restart(self, name: str) -> bool:
         """See `Filters`."""
-        found = [s for use, s in self._running.items() if use.proc.name == name]
+        names = {name} | {made[name] for made in self._made.values() if name in made}
+        found = [s for use, s in self._running.items() if use.proc.name in names]
         for supervised in found:
             supervised.restart()
         return bool(found)

@@ -15,9 +15,11 @@ from typing import Protocol
 
 from pillarbox.conf.model import Proc
 from pillarbox.errors import PillarboxError, TempFail
-from pillarbox.filters.processor import Link, Patience
+from pillarbox.filters.processor import ENDED, Link, Patience
 from pillarbox.log import Log
 from pillarbox.roles.filters import Processor, Status
+
+_ENDING = 0.5  # seconds
 
 
 class Program(Protocol):
@@ -178,7 +180,8 @@ class Supervised:
             wanted = self._again.is_set()
             self._settled.set()
             self._set(State.WAITING, reason)
-            await self._stop(self._patience.grace if wanted else 0.0)
+            # One that has ended by itself has a moment to do so, so that the log can say how.
+            await self._stop(self._patience.grace if wanted else _ENDING if reason == ENDED else 0.0)
             if wanted:
                 self._log.info(f"info: filter {self.proc.name}: restarted")
             else:
