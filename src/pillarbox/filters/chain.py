@@ -107,8 +107,9 @@ class Chain:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
-    def proceed(self, phase: Phase) -> None:
-        """A phase in which nobody is asked."""
+    def proceed(self, phase: Phase, param: str) -> None:
+        """A phase in which nobody is asked. What was said in it counts later."""
+        self._note(phase, param)
         if self._reports is not None:
             self._respond(phase, PROCEED)
 
