@@ -113,7 +113,7 @@ def _reloader(
         return members
 
     retirement = Retirement(
-        generations=generations, members=lambda: members, expected=len(members), now=time.monotonic, log=log
+        generations=generations, members=lambda: members, expected=lambda: len(members), now=time.monotonic, log=log
     )
     parent.run("retirement", retirement.run())
     return Reloader(
