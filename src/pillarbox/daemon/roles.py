@@ -357,6 +357,7 @@ class _Dispatcher(BaseRole):
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())
+        await self._processors.told()
 
 
 class _NewDoors:
