@@ -111,6 +111,7 @@ def outgoing(events: list[str]) -> list[str]:
 
 RELAY = """\
 {declared}
+mta limit session-keepalive 0 conn-delay-route 0 conn-delay-relay 0
 listen on 127.0.0.1 port {{port}} hostname mail.example.org
 action "out" relay host smtp://127.0.0.1:{{sink}} {filter}
 action "unheard" relay host smtp://127.0.0.1:{{sink}}
