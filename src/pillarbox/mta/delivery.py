@@ -86,7 +86,8 @@ class Delivery:
         self._gone = False  # the queue was told, while we asked it for a task, that there is no session any more
         self._closing = False
         self._downgrade = False
-        self._unprotected = ""  # why the peer does not do for REQUIRETLS
+        self._unprotected = ""  # why the peer does not do for REQUIRETLS,
+        self._for_now = False  # until later
 
     async def run(self) -> None:
         """Hold the session. What it could not say to the queue is repeated until it is heard."""
@@ -127,7 +128,7 @@ class Delivery:
             self._log.warn(f"smtp-out: {error}")
             return self._failed("TLS configuration cannot be used", blame="relay")
         if not greeted and order.require_tls and self._unprotected:
-            return self._failed(self._unprotected, blame="tls")
+            return self._failed(self._unprotected, blame="tls-now" if self._for_now else "tls")
         if not greeted:
             return self._failed("", network=True)
         return await self._serve()
@@ -177,7 +178,7 @@ class Delivery:
             elif isinstance(event, Ready):
                 return True
             elif isinstance(event, Failed):
-                self._unprotected = self._unprotected or client.unprotected
+                self._unprotected, self._for_now = self._unprotected or client.unprotected, client.for_now
                 return False
 
     def _events(self) -> LinkEvents | None:

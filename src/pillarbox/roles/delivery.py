@@ -64,9 +64,9 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `error` of a failed one: the reference's reason; `network`: it counts as an error of the route. `blame`, where it
     was not: "source" (the address cannot be used here), "credentials" or "relay" (nothing can be sent this way: no
-    secret, no usable certificate), "tls" (the host does not meet `require_tls`), "" (ourselves; it may be tried
-    again). `unused`: the last task was not begun when the session ended and is to be given to another; `left`: so are
-    these of its envelopes (evpid), for which the peer's limits left no room.
+    secret, no usable certificate), "tls" (the host does not meet `require_tls`), "tls-now" (it may later), ""
+    (ourselves; it may be tried again). `unused`: the last task was not begun when the session ended and is to be given
+    to another; `left`: so are these of its envelopes (evpid), for which the peer's limits left no room.
     """
 
     session: int

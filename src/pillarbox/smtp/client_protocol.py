@@ -40,7 +40,8 @@ _MASKED = {  # how lines with secrets are shown
 class Client:
     """One connection's protocol. `tls`: none, opportunistic, required, immediate (see `roles.delivery.SessionOrder`).
 
-    `require_tls`: the peer must offer REQUIRETLS (RFC 8689); `unprotected` is why it does not do.
+    `require_tls`: the peer must offer REQUIRETLS (RFC 8689); `unprotected` is why it does not do, `for_now` says that
+    it may do later.
     `credentials` are used on a TLS connection only. `failures_max` refused recipients in a row end the session
     (0: never). Counters: `delivered` messages, `tried` transactions since the last success, `mails` begun in all.
     `observer` is told every line, if anybody wants to know.
@@ -73,6 +74,7 @@ class Client:
         self._require_tls = require_tls
         self._observer = observer
         self.unprotected = ""
+        self.for_now = False
         self._failures = 0
         self._offer = Offer()
         self._buffer = bytearray()
@@ -314,10 +316,11 @@ class Client:
         elif self._tls != "required":
             self._starttls_sent = False
             self._authenticate()
-        elif reply[0] == "5":
-            self._refuse_peer(f"STARTTLS rejected: {reply}")
-        else:  # RFC 3207 §4: 454 is of now, and says nothing about what the peer can do
+        elif reply.startswith("421"):  # it serves nobody now
             self._fail(f"STARTTLS rejected: {reply}")
+        else:  # RFC 3207 §4: 454 is of now, and says nothing about what the peer can do
+            self.for_now = reply[0] != "5"
+            self._refuse_peer(f"STARTTLS rejected: {reply}")
 
     def _refuse_peer(self, text: str) -> None:
         self.unprotected = text
