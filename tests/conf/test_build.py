@@ -265,8 +265,8 @@ def test_filters_and_processes() -> None:
         "match reject"
     )
     assert config.procs == {
-        "p": Proc(name="p", command="/bin/p", user="u", group="g", chroot="/r"),
-        "b": Proc(name="b", command="/bin/q"),
+        "p": Proc(name="p", command="/bin/p", user="u", group="g", chroot="/r", line=1, file="smtpd.conf"),
+        "b": Proc(name="b", command="/bin/q", line=3, file="smtpd.conf"),
     }
     assert config.filters["a"] == Filter(name="a", kind="proc", proc="p")
     assert config.filters["b"] == Filter(name="b", kind="proc-exec", proc="b")
@@ -281,6 +281,32 @@ def test_filters_and_processes() -> None:
     assert (config.filters["d"].phase, config.filters["d"].decision) == ("auth", "junk")
     assert config.filters["e"].chain == ("a", "b", "c")
     assert config.filters[config.listeners[0].filter].chain == ("c", "d")
+
+
+def test_processors_may_have_options_of_ours_whose_words_are_names_elsewhere() -> None:
+    config = load(
+        'proc timeout fail timeout 90s fail open protocol "0.5" user fail group timeout chroot protocol\n'
+        "proc fail timeout\n"
+        'filter protocol proc-exec "/bin/q" protocol 0.4 timeout 1m\n'
+        'filter open phase helo match helo { fail, open } reject "550 timeout"\n'
+        "filter fail proc timeout\n"
+        "listen on lo filter fail\n"
+        "match reject"
+    )
+    assert msgspec.structs.replace(config.procs["timeout"], file="") == Proc(
+        name="timeout",
+        command="fail",
+        user="fail",
+        group="timeout",
+        chroot="protocol",
+        timeout=90,
+        fail_open=True,
+        protocol="0.5",
+        line=1,
+    )
+    assert (config.procs["fail"].command, config.procs["fail"].fail_open) == ("timeout", False)
+    assert (config.procs["protocol"].protocol, config.procs["protocol"].timeout) == ("0.4", 60)
+    assert config.filters["fail"].proc == "timeout"
 
 
 def test_reports_name_a_processor_and_smtp_is_both_ways() -> None:

@@ -186,14 +186,25 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
     filter: str = ""
 
 
+PROTOCOLS = ("0.4", "0.5", "0.6", "0.7")  # versions of smtpd-filters(7)
+
+
 class Proc(msgspec.Struct, frozen=True, kw_only=True):
-    """`proc NAME "command"` and the process of a `proc-exec` filter."""
+    """`proc NAME "command"` and the process of a `proc-exec` filter.
+
+    Ours are `timeout` (seconds for an answer), `fail_open` (sessions go on without it), and `protocol`.
+    """
 
     name: str
     command: str
     user: str = ""
     group: str = ""
     chroot: str = ""
+    timeout: int = 60
+    fail_open: bool = False
+    protocol: str = PROTOCOLS[-1]  # the version that it speaks
+    line: int = 0
+    file: str = ""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
