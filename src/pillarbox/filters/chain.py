@@ -107,8 +107,9 @@ class Chain:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
-    def proceed(self, phase: Phase) -> None:
-        """A phase in which nobody is asked."""
+    def proceed(self, phase: Phase, param: str = "") -> None:
+        """A phase in which nobody is asked; one that comes later may be about it all the same."""
+        self._note(phase, one_line(param))
         if self._reports is not None:
             self._respond(phase, PROCEED)
 
