@@ -193,7 +193,7 @@ class Chain:
 
     def unregistered(self) -> Verdict:
         """Nobody knows yet what the processors want to be asked."""
-        self._say_failed(",".join(self._path.unknown()), Phase.CONNECT, "not registered", UNAVAILABLE)
+        self._say_failed(",".join(self._path.missing()), Phase.CONNECT, "not registered", UNAVAILABLE)
         self._respond(Phase.CONNECT, _TRY_AGAIN)
         return _TRY_AGAIN
 
