@@ -293,6 +293,7 @@ class _Dispatcher(BaseRole):
             log=log,
             now=time.time,
             tls_material=self._material,
+            reports_for=lambda order: None,  # filters do not run yet
         )
         self.services |= {"incoming": self._server, "outgoing": self._outgoing, "filtered": self._processors}
 

@@ -125,6 +125,11 @@ class Reports:
         """`phase` as the reference writes it here: `connected` for connect, `tls` for starttls."""
         self._tell("filter-response", f"{phase}|{decision}|{param}" if param else f"{phase}|{decision}")
 
+    def delivery(self, msgid: int, evpid: int, *, result: str, method: str, user: str, delay: int, text: str) -> None:
+        """Ours, of `mda`: an attempt of local delivery ended; seconds since the message came."""
+        user = user.replace("|", ":")  # only the last field may have one
+        self._tell("delivery", f"{msgid:08x}|{evpid:016x}|{result}|{method}|{user}|{delay}|{text}")
+
     def timeout(self) -> None:
         """The session took too long."""
         self._tell("timeout", "")

@@ -18,6 +18,7 @@ from pillarbox.roles.lookup import Client, ReverseName
 from pillarbox.server import dispatch, filtering, mechanisms
 from pillarbox.server.commands import hello
 from pillarbox.server.events import SessionEvents
+from pillarbox.server.halfclose import can_end_writing, end_writing
 from pillarbox.server.services import Peer, Services
 from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
@@ -385,13 +386,13 @@ class Session(asyncio.Protocol):
         """Close once everything is written, and the client was heard out; not for ever."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._eof or self.draining or not (self._unheard and self._transport.can_write_eof()):
+        if self._eof or self.draining or not (self._unheard and can_end_writing(self._transport)):
             self._close()
         elif not self._hearing:
             # To close with input unread resets the connection, and a client far away may then never see the reply.
             self._hearing = True
             with suppress(OSError):  # it is gone already, as the next read will find
-                self._transport.write_eof()
+                end_writing(self._transport)
             self._transport.resume_reading()
             if self._timer is not None:
                 self._timer.cancel()
@@ -408,8 +409,8 @@ class Session(asyncio.Protocol):
     def _ignore(self, size: int) -> None:
         """What comes behind our last word."""
         self._ignored += size
-        if self._ignored > HEAR_OUT_MAX:
-            self._close()
+        if self._ignored > HEAR_OUT_MAX and self._transport is not None:
+            self._transport.abort()  # to close TLS would be to read on
 
     def _finish_connection(self) -> None:
         """Once, whatever ended it."""

@@ -6,6 +6,7 @@ and all that comes for the session meanwhile waits behind; other sessions go on.
 
 import inspect
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -27,6 +28,8 @@ from pillarbox.sdk.wire import Blocks, ProtocolError
 MAX_BACKLOG = 16 << 20  # bytes that wait behind handlers before no more is read
 MAX_REPORT = 1000  # characters
 _BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
+
+_NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte
 
 _log = logging.getLogger("pillarbox.sdk.filter")
 
@@ -89,7 +92,7 @@ class Conversation(Generic[S]):
             return "\n".join(out).encode(errors="surrogateescape")
         except UnicodeEncodeError as error:  # surrogates of a handler's that stand for no bytes
             _log.error("written with ? for what cannot be: %s", error)
-            return b"\n".join(_encode(line) for line in out)
+            return _NO_BYTES.sub("?", "\n".join(out)).encode(errors="surrogateescape")
 
     def feed(self, data: bytes) -> None:
         """What was read. Raises ProtocolError, FilterError, and what `start` does, in the handshake only."""
@@ -166,7 +169,7 @@ class Conversation(Generic[S]):
                     self._take_event(line.split("|", 6))
                 else:
                     raise ProtocolError("neither an event nor a request")
-            except (ProtocolError, IndexError) as error:
+            except (ProtocolError, ValueError, IndexError) as error:
                 # Not the end: a filter that ends takes OpenSMTPD with it.
                 _log.error("not understood: %.80r: %s", line, error)
             at += 1
@@ -184,28 +187,15 @@ class Conversation(Generic[S]):
         self._submit(track, phase, (self._answer, (track, question), 200))
 
     def _take_lines(self, lines: list[str], at: int, fields: list[str]) -> int:
-        """The lines of one message from this one on; where what follows begins. Raises ProtocolError, IndexError."""
-        _, version, when, subsystem, _, session, token, _ = fields
+        """The lines of one message from this one on; where what follows begins. Raises ProtocolError, ValueError."""
+        _, version, when, subsystem, _, session, token, text = fields
         words = dialect(version)
-        # The time differs from line to line; what is behind it does not, nor does its length for the next 250 years.
-        start = 8 + len(version) + len(when)
-        mark = f"|{subsystem}|data-line|{session}|{token}|"
-        width = start + len(mark)
-        payload: list[str] = []
-        ended = False
-        while at < len(lines) and not ended and lines[at][start:width] == mark:
-            text = lines[at][width:]
-            at += 1
-            if text[:1] != ".":
-                payload.append(text)
-            elif text != ".":
-                payload.append(text[1:])
-            else:
-                ended = True
+        start = len(f"filter|{version}|{when}")
+        payload, ended = protocol.parse_run(lines, at, start, lines[at].removesuffix(text))
         track = self._tracks.get(session, subsystem)
         size = sum(map(len, payload)) if track.waiting is not None else 0
         self._submit(track, Phase.DATA_LINE, (self._pass, (track, token, words, payload, ended), size))
-        return at
+        return at + len(payload) + ended
 
     def _take_cut(self, start: str) -> None:
         """A line that was too long for us."""
@@ -369,13 +359,6 @@ def _argument(session: Session[Any], question: Question) -> str:
     elif question.phase in ADDRESSES:
         value = value.removeprefix("<").removesuffix(">")
     return value
-
-
-def _encode(line: str) -> bytes:
-    try:
-        return line.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return line.encode(errors="replace")
 
 
 def _log_failure(where: str, error: Exception) -> None:

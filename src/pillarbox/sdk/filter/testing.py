@@ -9,6 +9,7 @@ Answers that no server could take are AssertionErrors, and so does an exception 
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import Coroutine, Mapping
 from typing import Any, Generic
 
@@ -39,7 +40,8 @@ class Harness(Generic[S]):
         self.failures: list[Exception] = []
         self._strict = strict
         self._ids = itertools.count(1)
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()
+        weakref.finalize(self, self._loop.close)  # for a harness that nobody closes
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversation = filter.conversation(spawn=self._spawn, wake=lambda: None, failed=self._failed)
         handshake = {"smtpd-version": "7.8.0", "protocol": version, "smtp-session-timeout": "300", "subsystem": SMTP_IN}
@@ -62,7 +64,7 @@ class Harness(Generic[S]):
 
     def close(self) -> None:
         """End the conversation."""
-        self._runner.close()
+        self._loop.close()
 
     @property
     def sessions(self) -> list[Session[S]]:
@@ -84,7 +86,7 @@ class Harness(Generic[S]):
     def exchange(self, *lines: str) -> list[str]:
         """What the filter writes when these lines come, once it has done all that it has to do about them."""
         data = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
-        self._runner.run(self._exchange(data))
+        self._loop.run_until_complete(self._exchange(data))
         written = self._conversation.take().decode(errors="surrogateescape").split("\n")
         if self._strict and self.failures:
             raise self.failures.pop()
