@@ -25,7 +25,6 @@ from pillarbox.sdk.filter.stream import Place, Room, Stage, build_stages, call
 from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
-MAX_BACKLOG = 16 << 20  # bytes that wait behind handlers before no more is read
 MAX_REPORT = 1000  # characters
 _BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
 
@@ -64,18 +63,20 @@ class Conversation(Generic[S]):
         self._starting = self._ready = False
         self._tracks = Tracks(limit=options.max_sessions, start=self._new_session)
         self._room = Room(options.memory)
-        self._backlog = 0
+        self._backlog = 0  # bytes that wait behind handlers
+        self._working = 0  # tasks
+        self._pool: ThreadPoolExecutor | None = None
         self._registry: Registry
 
     @property
     def full(self) -> bool:
         """So much waits for handlers that no more should be read."""
-        return self._backlog > MAX_BACKLOG
+        return self._backlog > self._options.memory
 
     @property
     def idle(self) -> bool:
         """Nothing is under way."""
-        return not self._starting and all(track.waiting is None for track in self._tracks)
+        return not self._starting and not self._working
 
     @property
     def sessions(self) -> list[Session[S]]:
@@ -102,6 +103,11 @@ class Conversation(Generic[S]):
         if not self._ready:
             lines = self._greet(lines)
         self._read(lines)
+
+    def close(self) -> None:
+        """It is over: threads need not wait for more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     # The handshake
 
@@ -147,8 +153,10 @@ class Conversation(Generic[S]):
     def _register(self) -> None:
         handlers = self._handlers
         if self._options.threads:
-            handlers = handlers.in_threads(ThreadPoolExecutor(self._options.threads, "handler"))
-        self._registry = Registry(handlers, remember=self._options.remember)
+            self._pool = ThreadPoolExecutor(self._options.threads, "handler")
+            handlers = handlers.in_threads(self._pool)
+        subsystems = self._config.get("subsystem", "").split()
+        self._registry = Registry(handlers, remember=self._options.remember, subsystems=subsystems)
         self._out += self._registry.lines()
         self._ready = True
 
@@ -193,7 +201,7 @@ class Conversation(Generic[S]):
         start = len(f"filter|{version}|{when}")
         payload, ended = protocol.parse_run(lines, at, start, lines[at].removesuffix(text))
         track = self._tracks.get(session, subsystem)
-        size = sum(map(len, payload)) if track.waiting is not None else 0
+        size = sum(map(len, payload)) + 64 * len(payload) if track.waiting is not None else 0
         self._submit(track, Phase.DATA_LINE, (self._pass, (track, token, words, payload, ended), size))
         return at + len(payload) + ended
 
@@ -223,6 +231,7 @@ class Conversation(Generic[S]):
             self._backlog += work[2]
         elif self._registry.needs_task(kind):
             track.waiting = deque()
+            self._working += 1
             self._spawn(self._work(track, work))
         else:
             _finish(work[0](*work[1]))
@@ -233,13 +242,15 @@ class Conversation(Generic[S]):
         try:
             while True:
                 await work[0](*work[1])
-                self._wake()
                 if not track.waiting:
                     return
+                self._wake()
                 work = track.waiting.popleft()
                 self._backlog -= work[2]
         finally:
             track.waiting = None
+            self._working -= 1
+            self._wake()
 
     async def _tell(self, track: Track[S], event: Event) -> None:
         session = track.session
