@@ -4,12 +4,11 @@ What comes for one session is done in order, one thing after the other. Where a 
 and all that comes for the session meanwhile waits behind; other sessions go on. Where none is, it is done in place.
 """
 
-import inspect
 import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic
 
@@ -59,6 +58,7 @@ class Conversation(Generic[S]):
         self._failed = failed or _log_failure
         self._blocks = Blocks()
         self._out: list[str] = []
+        self._reports: deque[str] = deque()  # from threads, too
         self._held: list[str] = []  # what came before `start` was done
         self._starting = self._ready = False
         self._tracks = Tracks(limit=options.max_sessions, start=self._new_session)
@@ -86,6 +86,8 @@ class Conversation(Generic[S]):
     def take(self) -> bytes:
         """What is to be written."""
         out, self._out = self._out, []
+        while self._reports:
+            out.insert(0, self._reports.pop())
         if not out:
             return b""
         out.append("")
@@ -129,20 +131,15 @@ class Conversation(Generic[S]):
         return []
 
     def _begin(self, rest: list[str]) -> list[str]:
-        start = self._handlers.start
-        if start is not None and inspect.iscoroutinefunction(start):
+        started = None if self._handlers.start is None else self._handlers.start()
+        if started is not None:
             self._starting, self._held = True, rest
-            self._spawn(self._start())
+            self._spawn(self._start(started))
             return []
-        if start is not None:
-            start()
         self._register()
         return rest
 
-    async def _start(self) -> None:
-        assert self._handlers.start is not None
-        started = self._handlers.start()
-        assert started is not None
+    async def _start(self, started: Awaitable[None]) -> None:
         await started
         self._register()
         self._starting = False
@@ -344,7 +341,7 @@ class Conversation(Generic[S]):
         line = " ".join(text.replace("\0", " ").split())[:MAX_REPORT]
         # OpenSMTPD up to 7.8 at least ends with "unexpected direction" when a filter writes a report.
         if session.subsystem == SMTP_IN and "report" in self._config.get("accepts", "").split():
-            self._out.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+            self._reports.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
         else:
             _log.info("session %s: %s", session.id, line)
 
