@@ -1,5 +1,6 @@
 """A milter that is not there, hangs, hangs up, or talks nonsense: a defined answer in time, and the bridge goes on."""
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,6 +239,17 @@ def test_a_message_that_is_too_big_goes_through_whole_and_is_refused(milter: Scr
         assert client.deliver() == (list(MESSAGE), PROCEED)
         milter.answers["E"] = 3 * body(b"y" * 50000) + CONTINUE
         assert client.deliver() == (list(MESSAGE), "reject|552 5.3.4 Message too big")
+
+
+def test_a_message_that_no_disk_has_room_for_goes_through_whole_and_is_refused(milter: ScriptedMilter) -> None:
+    big = [*MESSAGE, *(f"{number:070}" for number in range(40_000))]
+    with Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.connect()
+        resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+        assert client.deliver(big) == (big, "reject|451 4.3.1 Please try again later")
+        assert "message refused: it cannot be kept: File too large" in bridge.log()
+        assert client.deliver() == (list(MESSAGE), PROCEED)
 
 
 def test_a_header_that_is_too_big_is_refused(milter: ScriptedMilter, client: Client) -> None:

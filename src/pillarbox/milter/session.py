@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Any
 
 from pillarbox.milter import macros
@@ -163,7 +162,7 @@ class Session:
         else:
             return ()
         # Nothing is left out, although it is refused in the end: the server counts on getting what it gave.
-        return chain(self._given(self._message, changed=False), (line,))
+        return self._given(self._message, changed=False)
 
     async def end(self) -> Iterable[bytes]:
         """The message is whole: the lines that it has become."""
@@ -171,10 +170,9 @@ class Session:
         if (message := self._message) is None:
             return ()
         verdict = await self._asked(self._content(message))
-        unchanged = verdict is None or verdict.outcome is Outcome.REFUSE
-        self._keep(verdict)
+        kept = self._keep(verdict)
         message.junk = message.junk or self._junk
-        return self._given(message, changed=not unchanged)
+        return self._given(message, changed=verdict is not None and kept.outcome in (Outcome.CONTINUE, Outcome.ACCEPT))
 
     def commit(self) -> Verdict:
         """May the message be accepted?"""
