@@ -15,9 +15,9 @@ It speaks smtpd-filters(7), protocol 0.4 to 0.7, and so runs under OpenSMTPD 6.6
 more; `pillarbox.sdk.filter.testing` drives a filter in a test.
 """
 
-from pillarbox.sdk.filter.conversation import FilterError
 from pillarbox.sdk.filter.decisions import Decision, disconnect, junk, proceed, reject, report, rewrite
 from pillarbox.sdk.filter.events import (
+    Delivery,
     Event,
     FilterReport,
     FilterResponse,
@@ -42,10 +42,12 @@ from pillarbox.sdk.filter.events import (
 )
 from pillarbox.sdk.filter.filter import Filter
 from pillarbox.sdk.filter.message import Headers, Message
+from pillarbox.sdk.filter.registry import FilterError
 from pillarbox.sdk.filter.session import Session
 
 __all__ = [
     "Decision",
+    "Delivery",
     "Event",
     "Filter",
     "FilterError",

@@ -4,75 +4,32 @@ What comes for one session is done in order, one thing after the other. Where a 
 and all that comes for the session meanwhile waits behind; other sessions go on. Where none is, it is done in place.
 """
 
-import inspect
 import logging
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from pillarbox.sdk.filter import protocol
-from pillarbox.sdk.filter.decisions import Decision, Verb, disconnect, proceed, reject
-from pillarbox.sdk.filter.events import NAMES, Event, parse_event
-from pillarbox.sdk.filter.hooks import Handler, Handlers
+from pillarbox.sdk.filter.decisions import Decision, Verb, disconnect, proceed
+from pillarbox.sdk.filter.events import Event, parse_event
+from pillarbox.sdk.filter.hooks import Handlers
+from pillarbox.sdk.filter.options import Options
 from pillarbox.sdk.filter.protocol import ADDRESSES, ARGUMENTS, SMTP_IN, Dialect, Phase, Question, dialect
-from pillarbox.sdk.filter.session import REMEMBERED, S, Session
+from pillarbox.sdk.filter.registry import Registry
+from pillarbox.sdk.filter.session import S, Session
 from pillarbox.sdk.filter.stream import Place, Room, Stage, build_stages, call
+from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
-MAX_BACKLOG = 16 << 20  # bytes that wait behind handlers before no more is read
-MAX_REPORT = 1000  # characters: OpenSMTPD ends when a report is longer than 2 KB
-ON_ERROR = reject("451 4.3.0 Temporary failure in a filter, try again later")
+MAX_REPORT = 1000  # characters
 _BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
 
-Work = tuple[Callable[..., Coroutine[Any, Any, None]], tuple[Any, ...], int]  # what to do, with what, its size
+_NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte
 
 _log = logging.getLogger("pillarbox.sdk.filter")
-
-
-class FilterError(Exception):
-    """The filter cannot work at all. The text is for the server's log."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a filter does its work. Raises ValueError where `on_error` cannot be said everywhere.
-
-    `on_error`: the answer when a handler raises, or is not done after `deadline` seconds (Pillarbox waits 60); when it
-    was about a message, it is said at commit. `threads`: so many for plain functions; 0: they are called in the loop.
-    `remember=False`: register nothing for the sake of `session`, which then knows little. `max_sessions`: of more, the
-    one that was silent for longest is forgotten. `memory`: bytes of all messages that handlers want whole.
-    """
-
-    on_error: Decision = ON_ERROR
-    deadline: float = 50.0
-    threads: int = 0
-    remember: bool = True
-    max_sessions: int = 50_000
-    memory: int = 256 << 20
-
-    def __post_init__(self) -> None:
-        if self.on_error.verb not in (Verb.REJECT, Verb.DISCONNECT, Verb.PROCEED):
-            raise ValueError(f"on_error cannot be {self.on_error.verb}: only reject, disconnect or proceed")
-
-
-@dataclass(slots=True)
-class Track(Generic[S]):
-    """A session and what is under way for it. `waiting`: behind the task that works for it; None: no task does."""
-
-    session: Session[S]
-    streams: dict[str, list[Stage]] = field(default_factory=dict)  # by token: a filter can be in a chain twice
-    verdict: Decision | None = None  # to be said at commit
-    waiting: deque[Work] | None = None
-
-    def close(self) -> None:
-        """The session is over."""
-        for stages in self.streams.values():
-            for stage in stages:
-                stage.close()
-        self.streams.clear()
 
 
 class Conversation(Generic[S]):
@@ -101,36 +58,44 @@ class Conversation(Generic[S]):
         self._failed = failed or _log_failure
         self._blocks = Blocks()
         self._out: list[str] = []
+        self._reports: deque[str] = deque()  # from threads, too
         self._held: list[str] = []  # what came before `start` was done
         self._starting = self._ready = False
-        self._tracks: dict[str, Track[S]] = {}  # least recently used first
+        self._tracks = Tracks(limit=options.max_sessions, start=self._new_session)
         self._room = Room(options.memory)
-        self._backlog = 0
-        self._told: dict[tuple[str, str], list[Handler]] = {}
-        self._asynchronous: set[str | tuple[str, str]] = set()  # phases and events that a task is needed for
+        self._backlog = 0  # bytes that wait behind handlers
+        self._working = 0  # tasks
+        self._pool: ThreadPoolExecutor | None = None
+        self._registry: Registry
 
     @property
     def full(self) -> bool:
         """So much waits for handlers that no more should be read."""
-        return self._backlog > MAX_BACKLOG
+        return self._backlog > self._options.memory
 
     @property
     def idle(self) -> bool:
         """Nothing is under way."""
-        return not self._starting and all(track.waiting is None for track in self._tracks.values())
+        return not self._starting and not self._working
 
     @property
     def sessions(self) -> list[Session[S]]:
         """Those that are remembered."""
-        return [track.session for track in self._tracks.values()]
+        return [track.session for track in self._tracks]
 
     def take(self) -> bytes:
         """What is to be written."""
         out, self._out = self._out, []
+        while self._reports:
+            out.insert(0, self._reports.pop())
         if not out:
             return b""
         out.append("")
-        return "\n".join(out).encode(errors="surrogateescape")
+        try:
+            return "\n".join(out).encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:  # surrogates of a handler's that stand for no bytes
+            _log.error("written with ? for what cannot be: %s", error)
+            return _NO_BYTES.sub("?", "\n".join(out)).encode(errors="surrogateescape")
 
     def feed(self, data: bytes) -> None:
         """What was read. Raises ProtocolError, FilterError, and what `start` does, in the handshake only."""
@@ -140,6 +105,11 @@ class Conversation(Generic[S]):
         if not self._ready:
             lines = self._greet(lines)
         self._read(lines)
+
+    def close(self) -> None:
+        """It is over: threads need not wait for more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     # The handshake
 
@@ -161,20 +131,15 @@ class Conversation(Generic[S]):
         return []
 
     def _begin(self, rest: list[str]) -> list[str]:
-        start = self._handlers.start
-        if start is not None and inspect.iscoroutinefunction(start):
+        started = None if self._handlers.start is None else self._handlers.start()
+        if started is not None:
             self._starting, self._held = True, rest
-            self._spawn(self._start())
+            self._spawn(self._start(started))
             return []
-        if start is not None:
-            start()
         self._register()
         return rest
 
-    async def _start(self) -> None:
-        assert self._handlers.start is not None
-        started = self._handlers.start()
-        assert started is not None
+    async def _start(self, started: Awaitable[None]) -> None:
         await started
         self._register()
         self._starting = False
@@ -183,40 +148,14 @@ class Conversation(Generic[S]):
         self._wake()
 
     def _register(self) -> None:
-        """Say what there are handlers for, and what is needed to know the sessions."""
+        handlers = self._handlers
         if self._options.threads:
-            pool = ThreadPoolExecutor(self._options.threads, "handler")
-            self._handlers = self._handlers.in_threads(pool)
-        handlers = self._handlers
-        phases = [phase for phase in Phase if handlers.questions.get(phase)]
-        if handlers.of_messages():
-            # At commit the message is decided about, or refused when a handler failed.
-            phases += [Phase.DATA_LINE, *([] if Phase.COMMIT in phases else [Phase.COMMIT])]
-        wanted = {key for key, functions in handlers.events.items() if functions}
-        if not phases and not wanted:
-            raise FilterError("there is no handler: nothing would reach this filter")
-        for subsystem in {subsystem for subsystem, _ in wanted} | ({SMTP_IN} if phases else set()):
-            names = REMEMBERED if self._options.remember else ("link-disconnect",)
-            if subsystem in (SMTP_IN, protocol.SMTP_OUT):
-                wanted |= {(subsystem, name) for name in names}
-        self._out += protocol.register(phases, _in_order(wanted))
-        self._index(phases)
+            self._pool = ThreadPoolExecutor(self._options.threads, "handler")
+            handlers = handlers.in_threads(self._pool)
+        subsystems = self._config.get("subsystem", "").split()
+        self._registry = Registry(handlers, remember=self._options.remember, subsystems=subsystems)
+        self._out += self._registry.lines()
         self._ready = True
-
-    def _index(self, phases: list[Phase]) -> None:
-        handlers = self._handlers
-        for subsystem in {subsystem for subsystem, _ in handlers.events}:
-            every = handlers.events.get((subsystem, "*"), [])
-            names = {name for other, name in handlers.events if other == subsystem}
-            for name in {*NAMES, *names}:
-                functions = [*handlers.events.get((subsystem, name), []), *(every if name != "*" else [])]
-                self._told[subsystem, name] = functions
-                if _any_asynchronous(functions):
-                    self._asynchronous.add((subsystem, name))
-        for phase in phases:
-            asked = handlers.of_messages() if phase == Phase.DATA_LINE else handlers.questions.get(phase, [])
-            if _any_asynchronous(asked):
-                self._asynchronous.add(phase)
 
     # What comes
 
@@ -235,7 +174,7 @@ class Conversation(Generic[S]):
                     self._take_event(line.split("|", 6))
                 else:
                     raise ProtocolError("neither an event nor a request")
-            except (ProtocolError, IndexError) as error:
+            except (ProtocolError, ValueError, IndexError) as error:
                 # Not the end: a filter that ends takes OpenSMTPD with it.
                 _log.error("not understood: %.80r: %s", line, error)
             at += 1
@@ -243,66 +182,43 @@ class Conversation(Generic[S]):
     def _take_event(self, fields: list[str]) -> None:
         _, version, when, subsystem, name, session = fields[:6]
         event = parse_event(dialect(version), when, subsystem, name, session, fields[6] if len(fields) > 6 else None)
-        track = self._track(session, subsystem)
+        track = self._tracks.get(session, subsystem)
         self._submit(track, (subsystem, name), (self._tell, (track, event), 200))
 
     def _take_question(self, fields: list[str]) -> None:
         _, version, _, subsystem, phase, session, token = fields[:7]
         question = Question(dialect(version), phase, session, token, fields[7] if len(fields) > 7 else "")
-        track = self._track(session, subsystem)
+        track = self._tracks.get(session, subsystem)
         self._submit(track, phase, (self._answer, (track, question), 200))
 
     def _take_lines(self, lines: list[str], at: int, fields: list[str]) -> int:
-        """The lines of one message from this one on; where what follows begins. Raises ProtocolError, IndexError."""
-        _, version, when, subsystem, _, session, token, _ = fields
+        """The lines of one message from this one on; where what follows begins. Raises ProtocolError, ValueError."""
+        _, version, when, subsystem, _, session, token, text = fields
         words = dialect(version)
-        # The time differs from line to line; what is behind it does not, nor does its length for the next 250 years.
-        start = 8 + len(version) + len(when)
-        mark = f"|{subsystem}|data-line|{session}|{token}|"
-        width = start + len(mark)
-        payload: list[str] = []
-        ended = False
-        while at < len(lines) and not ended and lines[at][start:width] == mark:
-            text = lines[at][width:]
-            at += 1
-            if text[:1] != ".":
-                payload.append(text)
-            elif text != ".":
-                payload.append(text[1:])
-            else:
-                ended = True
-        track = self._track(session, subsystem)
-        size = sum(map(len, payload)) if track.waiting is not None else 0
+        start = len(f"filter|{version}|{when}")
+        payload, ended = protocol.parse_run(lines, at, start, lines[at].removesuffix(text))
+        track = self._tracks.get(session, subsystem)
+        size = sum(map(len, payload)) + 64 * len(payload) if track.waiting is not None else 0
         self._submit(track, Phase.DATA_LINE, (self._pass, (track, token, words, payload, ended), size))
-        return at
+        return at + len(payload) + ended
 
     def _take_cut(self, start: str) -> None:
         """A line that was too long for us."""
         _log.error("a line of more than %d bytes was cut: %.80r", self._blocks.limit, start)
         fields = start.split("|", 7)
         if fields[0] == "filter" and len(fields) == 8 and self._ready:
-            track = self._track(fields[5], fields[3])
-            if fields[4] == "data-line":
-                track.verdict = self._options.on_error
             self._read([start])
+            if fields[4] == "data-line":
+                track = self._tracks.get(fields[5], fields[3])
+                self._submit(track, Phase.DATA_LINE, (self._refuse, (track, fields[6]), 0))
 
-    def _track(self, session: str, subsystem: str) -> Track[S]:
-        track = self._tracks.pop(session, None)
-        if track is None:
-            known = Session(id=session, subsystem=subsystem, state=self._state(), report=self._report)
-            track = Track(known)
-            if len(self._tracks) >= self._options.max_sessions:
-                self._forget()
-        self._tracks[session] = track
-        return track
-
-    def _forget(self) -> None:
-        """Its end was never told: the session that was silent for longest and that nothing is under way for."""
-        for key, track in self._tracks.items():
-            if track.waiting is None and not track.streams and track.verdict is None:
-                _log.warning("more than %d sessions: %s is forgotten", self._options.max_sessions, key)
-                del self._tracks[key]
-                return
+    def _new_session(self, session: str, subsystem: str) -> Session[S]:
+        state: Any = None  # where there is none, the handlers fail, and are answered for, one by one
+        try:
+            state = self._state()
+        except Exception as error:  # noqa: BLE001 - the author's code
+            self._failed(f"state of session {session}", error)
+        return Session(id=session, subsystem=subsystem, state=state, report=self._report)
 
     # What is done about it
 
@@ -310,8 +226,9 @@ class Conversation(Generic[S]):
         if track.waiting is not None:
             track.waiting.append(work)
             self._backlog += work[2]
-        elif kind in self._asynchronous:
+        elif self._registry.needs_task(kind):
             track.waiting = deque()
+            self._working += 1
             self._spawn(self._work(track, work))
         else:
             _finish(work[0](*work[1]))
@@ -322,33 +239,27 @@ class Conversation(Generic[S]):
         try:
             while True:
                 await work[0](*work[1])
-                self._wake()
                 if not track.waiting:
                     return
+                self._wake()
                 work = track.waiting.popleft()
                 self._backlog -= work[2]
         finally:
             track.waiting = None
+            self._working -= 1
+            self._wake()
 
     async def _tell(self, track: Track[S], event: Event) -> None:
         session = track.session
         session.remember(event)
         name = getattr(event, "event", event.name)
-        key = (event.subsystem, name)
-        functions = self._told.get(key)
-        if functions is None:
-            functions = self._told.get((event.subsystem, "*"), []) or self._handlers.events.get(
-                (event.subsystem, "*"), []
-            )
-        for handler in functions:
+        for handler in self._registry.told((event.subsystem, name)):
             try:
                 await call(handler, self._options.deadline, session, event)
             except Exception as error:  # noqa: BLE001 - the author's code: a fault in it must not end the filter
                 self._failed(f"{name} of session {session.id}", error)
         if name == "link-disconnect":
-            track.close()
-            if self._tracks.get(session.id) is track:
-                del self._tracks[session.id]
+            self._tracks.drop(track)
 
     async def _answer(self, track: Track[S], question: Question) -> None:
         try:
@@ -361,11 +272,12 @@ class Conversation(Generic[S]):
 
     async def _decide(self, track: Track[S], question: Question) -> Decision:
         session = track.session
-        if question.phase == Phase.COMMIT and track.verdict is not None:
-            verdict, track.verdict = track.verdict, None
+        if question.phase == Phase.COMMIT and track.verdicts:
+            verdict = next(iter(track.verdicts.values()))
+            track.verdicts.clear()
             return verdict
         args = () if question.phase in _BARE else (_argument(session, question),)
-        for handler in self._handlers.questions.get(question.phase, ()):
+        for handler in self._registry.asked(question.phase):
             decision = await call(handler, self._options.deadline, session, *args)
             if decision is not None:
                 if not isinstance(decision, Decision):
@@ -390,7 +302,7 @@ class Conversation(Generic[S]):
         """Some lines of a message, and perhaps its end."""
         stages = track.streams.get(token)
         if stages is None:
-            track.streams[token] = stages = self._build_stages(track)
+            track.streams[token] = stages = self._build_stages(track, token)
         for stage in stages:
             lines = await stage.feed(lines)
         if ended:
@@ -407,26 +319,31 @@ class Conversation(Generic[S]):
         if ended:
             self._out.append(f"{prefix}.")
 
-    def _build_stages(self, track: Track[S]) -> list[Stage]:
+    async def _refuse(self, track: Track[S], token: str) -> None:
+        """A message that handlers did not see as it is."""
+        track.verdicts[token] = self._options.on_error
+
+    def _build_stages(self, track: Track[S], token: str) -> list[Stage]:
         session = track.session
+        track.verdicts.pop(token, None)  # of a message that never came to commit
 
         def decide(decision: Decision) -> None:
-            if track.verdict is None:
-                track.verdict = decision
+            track.verdicts.setdefault(token, decision)
 
         def failed(error: Exception) -> None:
             self._failed(f"message {session.msgid} of session {session.id}", error)
-            track.verdict = self._options.on_error
+            track.verdicts[token] = self._options.on_error
 
         place = Place(session, self._room, self._options.deadline, decide, failed)
-        return build_stages(self._handlers, place)
+        return build_stages(self._registry.handlers, place)
 
     def _report(self, session: Session[S], text: str) -> None:
-        if session.subsystem != SMTP_IN:
-            _log.warning("a report about a session of %s cannot be made: %s", session.subsystem, text)
-            return
         line = " ".join(text.replace("\0", " ").split())[:MAX_REPORT]
-        self._out.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+        # OpenSMTPD up to 7.8 at least ends with "unexpected direction" when a filter writes a report.
+        if session.subsystem == SMTP_IN and "report" in self._config.get("accepts", "").split():
+            self._reports.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+        else:
+            _log.info("session %s: %s", session.id, line)
 
 
 def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -436,7 +353,7 @@ def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
     except StopIteration:
         return
     coroutine.close()
-    raise RuntimeError("a handler that waits must be an `async def`")
+    raise RuntimeError("it was to wait for nothing")
 
 
 def _argument(session: Session[Any], question: Question) -> str:
@@ -450,18 +367,6 @@ def _argument(session: Session[Any], question: Question) -> str:
     elif question.phase in ADDRESSES:
         value = value.removeprefix("<").removesuffix(">")
     return value
-
-
-def _in_order(events: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """As the manual has them; where every event is wanted, only that is said."""
-    rank = {name: at for at, name in enumerate(NAMES)}
-    whole = {subsystem for subsystem, name in events if name == "*"}
-    kept = [(subsystem, name) for subsystem, name in events if subsystem not in whole or name == "*"]
-    return sorted(kept, key=lambda event: (event[0], rank.get(event[1], len(rank)), event[1]))
-
-
-def _any_asynchronous(handlers: list[Handler]) -> bool:
-    return any(handler.asynchronous for handler in handlers)
 
 
 def _log_failure(where: str, error: Exception) -> None:

@@ -1,16 +1,19 @@
 """The filter that an author makes of functions; what happens with them is in `conversation`."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, cast, overload
 
 from pillarbox.sdk import program
-from pillarbox.sdk.filter.conversation import Conversation, FilterError, Options
+from pillarbox.sdk.filter.conversation import Conversation
 from pillarbox.sdk.filter.decisions import Decision
 from pillarbox.sdk.filter.hooks import Handlers, Hooks
+from pillarbox.sdk.filter.options import Options
 from pillarbox.sdk.filter.pipes import Pipes
+from pillarbox.sdk.filter.registry import FilterError
 from pillarbox.sdk.filter.session import S
 from pillarbox.sdk.stdio import Stdio
 from pillarbox.sdk.wire import ProtocolError
@@ -92,4 +95,5 @@ class Filter(Generic[S]):
     async def _run(self, stdio: Stdio) -> None:
         async with asyncio.TaskGroup() as group:
             pipes = Pipes(stdio.reading, stdio.writing)
-            await pipes.run(self.conversation(spawn=group.create_task, wake=pipes.wake))
+            with contextlib.closing(self.conversation(spawn=group.create_task, wake=pipes.wake)) as conversation:
+                await pipes.run(conversation)

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import islice
 
 from pillarbox.sdk.filter.decisions import Decision, Verb
 from pillarbox.sdk.wire import ProtocolError
 
 VERSION = "0.7"
-SMTP_IN, SMTP_OUT = "smtp-in", "smtp-out"
+SMTP_IN, SMTP_OUT, MDA = "smtp-in", "smtp-out", "mda"  # subsystems; `mda` is Pillarbox's own
 
 _LINE_END = re.compile("\r?\n")
 
@@ -102,6 +103,27 @@ def answer(question: Question, decision: Decision) -> str:
 def data_prefix(words: Dialect, session: str, token: str) -> str:
     """What each line of a message begins with on its way back."""
     return f"filter-dataline|{token}|{session}|" if words.token_first else f"filter-dataline|{session}|{token}|"
+
+
+def parse_run(lines: list[str], at: int, start: int, head: str) -> tuple[list[str], bool]:
+    """The lines of one message from a place on, dots unstuffed, and whether they end with the message.
+
+    `head`: what is before the text in the first of them. The time in it differs from line to line; what is behind that,
+    from `start` on, does not, nor does the length of the time for the next 250 years.
+    """
+    mark, width = head[start:], len(head)
+    found: list[str] = []
+    for line in islice(lines, at, None):
+        if line[start:width] != mark:
+            break
+        text = line[width:]
+        if text[:1] != ".":
+            found.append(text)
+        elif text != ".":
+            found.append(text[1:])
+        else:
+            return found, True
+    return found, False
 
 
 def data_lines(prefix: str, lines: list[str]) -> str:

@@ -48,7 +48,7 @@ class Session(Generic[S]):
         return self.src.count(":") > 1 and not self.src.startswith("[")
 
     def report(self, text: str) -> None:
-        """Have the server tell this to whoever listens (`filter-report`). OpenSMTPD up to 7.8 loses it."""
+        """Have the server tell whoever listens (`filter-report`). OpenSMTPD, which cannot, gets it for its log."""
         self._report(self, text)
 
     def __repr__(self) -> str:

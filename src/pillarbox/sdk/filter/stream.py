@@ -173,12 +173,10 @@ class HeaderStage:
         """See Stage."""
         if self._passing:
             return lines
-        try:
-            end = lines.index("")
-        except ValueError:
-            return self._hold(lines)
-        self._held += lines[:end]
-        return [*await self._finish(), *lines[end:]]
+        end = lines.index("") if "" in lines else len(lines)
+        if not self._hold(lines[:end]):
+            return [*self._let_go(), *lines[end:]]
+        return [*await self._finish(), *lines[end:]] if end < len(lines) else []
 
     async def end(self) -> list[str]:
         """See Stage."""
@@ -189,13 +187,14 @@ class HeaderStage:
         self._place.room.give(self._size)
         self._size = 0
 
-    def _hold(self, lines: list[str]) -> list[str]:
+    def _hold(self, lines: list[str]) -> bool:
+        """Keep them; False: that is more than there is room for."""
         size = sum(map(len, lines)) + 2 * len(lines)
         self._held += lines
-        if self._size + size <= HEADERS_LIMIT and self._place.room.take(size):
-            self._size += size
-            return []
-        return self._let_go()
+        if self._size + size > HEADERS_LIMIT or not self._place.room.take(size):
+            return False
+        self._size += size
+        return True
 
     async def _finish(self) -> list[str]:
         held = self._let_go()
