@@ -49,6 +49,7 @@ def filtering(folder: Path, wiring: Wiring, address: str, options: str = "") -> 
     config = (
         f'filter "milter" proc-exec "filter-milter {options} {address}"\n'
         f'listen on 127.0.0.1 port {port} hostname mail.example.org filter "milter"\n'
+        'listen on socket filter "milter"\n'
         'action "a" maildir\nmatch from any for any action "a"\n'
     )
     with Server(folder / "server", config, wiring) as server:
@@ -95,6 +96,25 @@ def test_many_messages_of_a_session_are_signed_each_for_itself(
     assert sorted(int(message.partition(b"\r\n\r\n")[2]) for message in found) == list(range(30))
 
 
+def test_what_comes_by_sendmail_or_in_chunks_is_signed_too(folder: Path, wiring: Wiring, opendkim: OpenDKIM) -> None:
+    with filtering(folder, wiring, opendkim.address) as (server, port):
+        text = (HEADER + BODIES[0]).replace(b"\r\n", b"\n").decode()
+        done = server.ctl("-f", "s@example.org", "alice@example.org", program="sendmail", stdin=text)
+        assert done.code == 0, done
+        (first,) = arrives(server, 1)
+        with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+            client.ehlo()
+            client.mail("s@example.org")
+            client.rcpt("alice@example.org")
+            whole = HEADER + BODIES[2]
+            client.send(b"BDAT 100\r\n" + whole[:100])
+            assert client.getreply()[0] == 250
+            client.send(b"BDAT %d LAST\r\n" % (len(whole) - 100) + whole[100:])
+            assert client.getreply()[0] == 250
+        found = arrives(server, 2)
+    assert first in found and all(opendkim.signed(message) for message in found)
+
+
 def test_what_a_milter_decides_is_said_and_done(folder: Path, wiring: Wiring) -> None:
     with ScriptedMilter(folder) as milter, filtering(folder, wiring, milter.address) as (server, port):
         milter.path.chmod(0o777)
@@ -117,7 +137,7 @@ def test_what_a_milter_decides_is_said_and_done(folder: Path, wiring: Wiring) ->
         assert heard.said("M")[1] == [b"<s@example.org>", b"SIZE=1000"]
         assert b"Received" not in [fields[0] for fields in heard.said("L")]  # ours is hidden
         assert heard.macros("E")["i"] in server.log()
-        assert heard.macros("M")["j"] == "mail.example.org"
+        assert heard.macros("H")["j"] == "mail.example.org"
         milter.answers = {"C": packet(b"y", b"550 5.7.1 Go away")}
         with pytest.raises(smtplib.SMTPConnectError) as refused:
             smtplib.SMTP("127.0.0.1", port, timeout=60)
