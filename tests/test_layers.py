@@ -17,7 +17,7 @@ LAYERS = {
     2: ["smtp", "conf", "roles"],
     3: ["tables", "dns", "tls"],
     4: ["filters", "routing", "queue"],
-    5: ["server", "mta", "mda", "bounce"],
+    5: ["server", "mta", "mda", "bounce", "eventlog"],
     6: ["control", "web"],
     7: ["daemon"],
     8: ["cli", "backends", "milter"],

@@ -100,7 +100,7 @@ def test_what_comes_by_sendmail_or_in_chunks_is_signed_too(folder: Path, wiring:
     with filtering(folder, wiring, opendkim.address) as (server, port):
         text = (HEADER + BODIES[0]).replace(b"\r\n", b"\n").decode()
         done = server.ctl("-f", "s@example.org", "alice@example.org", program="sendmail", stdin=text)
-        assert done.code == 0, done
+        assert done.exit == 0, done
         (first,) = arrives(server, 1)
         with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
             client.ehlo()
