@@ -38,20 +38,33 @@ class OpenDKIM:
         )
         public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self._record = b"v=DKIM1; k=rsa; p=" + base64.b64encode(public)
-        conf = folder / "opendkim.conf"
-        conf.write_text(CONFIGURATION.format(folder=folder, hosts=hosts))
-        self._process = subprocess.Popen([program("opendkim"), "-f", "-x", str(conf)], stderr=subprocess.PIPE)
+        self._conf = folder / "opendkim.conf"
+        self._conf.write_text(CONFIGURATION.format(folder=folder, hosts=hosts))
+        self._program = program("opendkim")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self._socket.unlink(missing_ok=True)
+        self._process = process = subprocess.Popen([self._program, "-f", "-x", self._conf], stderr=subprocess.PIPE)
+        assert wait_for(lambda: self._socket.exists() or process.poll() is not None, 20)
+        assert process.poll() is None, process.communicate()
+
+    def kill(self) -> None:
+        """End it at once; asked to, libmilter takes five seconds."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     def __enter__(self) -> "OpenDKIM":
-        assert wait_for(lambda: self._socket.exists() or self._process.poll() is not None, 20)
-        assert self._process.poll() is None and self._process.stderr, self._process.communicate()
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()  # libmilter takes five seconds to end when it is asked to
-        self._process.communicate()
+        self.kill()
 
     @property
     def address(self) -> str:

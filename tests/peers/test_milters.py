@@ -1,7 +1,10 @@
 """OpenDKIM behind `filter-milter`: under us in both wirings, and under the real OpenSMTPD, Debian's."""
 
 import contextlib
+import signal
 import smtplib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from tests.milter.opendkim import OpenDKIM
 from tests.milter.scripted import CONTINUE, REJECT, ScriptedMilter, packet
 from tests.peers.programs import opensmtpd
 from tests.sdk.child import installed
-from tests.system.server import Server, Wiring, free_port, wait_for
+from tests.system.server import Server, Wiring, free_port, kill, wait_for
 
 pytestmark = pytest.mark.usefixtures("machine", "homes")
 
@@ -59,7 +62,9 @@ def filtering(folder: Path, wiring: Wiring, address: str, options: str = "") -> 
 def send(port: int, body: bytes, *rcpts: str) -> None:
     """Send a message; raises what smtplib does when it is refused."""
     with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
-        client.ehlo("client.example.net")
+        code, text = client.ehlo("client.example.net")
+        if code != 250:
+            raise smtplib.SMTPHeloError(code, text)
         client.sendmail("s@example.org", rcpts or ["alice@example.org"], HEADER + body)
 
 
@@ -162,6 +167,54 @@ def test_without_its_milter_mail_waits_and_with_it_again_goes_on(folder: Path, w
             assert client.data(HEADER) == later
         assert len(arrives(server, 1)) == 1
         assert "the milter fails" in server.log()
+
+
+def bridges(server: Server) -> list[int]:
+    """The processes of `filter-milter`."""
+    return [pid for pid in server.pids() if b"filter-milter" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("victim", ["milter", "bridge"])
+def test_whatever_is_killed_under_load_all_that_is_accepted_is_signed_and_delivered(
+    folder: Path, wiring: Wiring, opendkim: OpenDKIM, victim: str
+) -> None:
+    accepted: list[int] = []
+    refused: set[int] = set()
+
+    def work(port: int, name: int) -> None:
+        """Comes back with each message until it is accepted, as a server that relays does."""
+        for number in range(25):
+            while True:
+                try:
+                    send(port, b"%d of %d\r\n" % (number, name))
+                    break
+                except smtplib.SMTPResponseException as error:
+                    refused.add(error.smtp_code)
+                except smtplib.SMTPRecipientsRefused as error:
+                    refused.update(code for code, _ in error.recipients.values())
+                time.sleep(0.1)
+            accepted.append(number)
+
+    with filtering(folder, wiring, opendkim.address) as (server, port):
+        threads = [threading.Thread(target=work, args=(port, name), daemon=True) for name in range(6)]
+        for thread in threads:
+            thread.start()
+        for part in (20, 60):
+            assert wait_for(lambda: len(accepted) >= part, 60), server.log()  # noqa: B023 - asked at once
+            if victim == "bridge":
+                for pid in bridges(server):
+                    kill(pid, signal.SIGKILL)
+            else:
+                opendkim.kill()
+                refused.clear()
+                assert wait_for(lambda: refused, 30), server.log()
+                opendkim.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(accepted) == 150 and refused <= {451, 421}
+        found = arrives(server, 150)
+        assert len({message.rpartition(b"\r\n\r\n")[2] for message in found}) == 150
+        assert all(opendkim.signed(message) for message in found)
 
 
 class Signed(OpenSMTPD):
