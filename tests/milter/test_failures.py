@@ -9,10 +9,12 @@ import pytest
 
 from tests.milter.driver import MESSAGE, PROCEED, Bridge, Client
 from tests.milter.scripted import (
+    ACCEPT,
     CONTINUE,
     HANG_UP,
     NOTHING,
     PROGRESS,
+    REJECT,
     Answer,
     ScriptedMilter,
     body,
@@ -116,6 +118,23 @@ def test_a_change_that_is_none_refuses_the_message(milter: ScriptedMilter, clien
     milter.answers["E"] = fault
     client.connect()
     assert client.deliver() == (list(MESSAGE), LATER)
+
+
+@pytest.mark.parametrize("letter", "CHMRTLNB")
+def test_answers_that_nobody_asked_for_are_not_taken_for_others(
+    milter: ScriptedMilter, client: Client, letter: str
+) -> None:
+    milter.answers |= {letter: CONTINUE + ACCEPT, "E": REJECT}
+    client.connect()
+    decisions = [client.mail(), client.rcpt(), client.data(), client.content() and client.commit()]
+    assert decisions[-1] in (LATER, "reject|550 5.7.1 Command rejected")
+
+
+def test_changes_without_an_end_are_not_kept(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = packet(b"h", b"X", b"y" * 60000) * 100 + CONTINUE
+    client.connect()
+    assert client.deliver() == (list(MESSAGE), LATER)
+    assert "changes of more than 4194304 bytes" in client.bridge.log()
 
 
 @pytest.mark.parametrize("letter", "CHMRTLNB")

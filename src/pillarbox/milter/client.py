@@ -106,9 +106,15 @@ class Connection:
         return self._ready.popleft()
 
     @property
+    def unasked(self) -> bool:
+        """Did the milter say more than it was asked? What it says next would be taken for another answer."""
+        return bool(self._ready) or self._packets.partial
+
+    @property
     def usable(self) -> bool:
-        """Is the milter still there?"""
-        return self._closed is not None and not (self._reader.at_eof() or self._writer.is_closing())
+        """Is the milter still there, and waiting?"""
+        over = self._closed is None or self._reader.at_eof() or self._writer.is_closing()
+        return not over and not self.unasked
 
     def close(self) -> None:
         """End it. What the milter has not taken by now is not kept for it."""

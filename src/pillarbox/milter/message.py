@@ -8,7 +8,7 @@ from io import FileIO
 from pillarbox.milter.headers import Header, parse_header
 from pillarbox.milter.wire import CHUNK
 
-MEMORY = 1 << 20  # bytes of a message that need no file
+MEMORY = 256 << 10  # bytes of a message that need no file
 JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
 HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
 
