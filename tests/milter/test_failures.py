@@ -290,17 +290,35 @@ def test_a_header_that_is_too_big_is_refused(milter: ScriptedMilter, client: Cli
     assert client.deliver(big) == (big, "reject|552 5.3.4 Message too big")
 
 
-def test_more_connections_than_are_allowed_are_not_made(milter: ScriptedMilter) -> None:
+def test_clients_that_do_nothing_keep_nobody_from_the_milter(milter: ScriptedMilter) -> None:
     with Bridge(milter.address, "--connections", "2") as bridge:
-        clients = [bridge.session() for _ in range(3)]
+        clients = [bridge.session() for _ in range(5)]
         for client in clients:
             assert client.connect() == PROCEED
-        assert clients[0].deliver() == (list(MESSAGE), PROCEED)
+        for client in clients * 2:
+            assert client.deliver() == (list(MESSAGE), PROCEED)
+        assert wait_for(lambda: sum(each.commands.endswith("Q") for each in milter.connections[:-2]) >= 3, 10)
+        assert all(each.commands.startswith("CH") for each in milter.connections)
+        assert bridge.log() == ""
+
+
+def test_more_messages_at_a_time_than_there_may_be_connections_wait(milter: ScriptedMilter) -> None:
+    with Bridge(milter.address, "--connections", "2") as bridge:
+        clients = [bridge.session() for _ in range(3)]
+        for client in clients[:2]:
+            client.connect()
+            client.begin()
+        assert clients[2].connect() == PROCEED
         assert clients[2].mail() == LATER
-        assert len(milter.connections) == 2
-        clients[0].quit()
+        assert "2 messages are on their way already" in bridge.log()
+        assert clients[0].content()[4:] == list(MESSAGE)
+        assert clients[0].commit() == PROCEED
         assert clients[2].deliver() == (list(MESSAGE), PROCEED)
-        assert len(milter.connections) == 3
+        assert clients[1].content()[4:] == list(MESSAGE)
+        assert clients[1].commit() == PROCEED
+        clients[0].ehlo("another name")
+        assert clients[0].deliver() == (list(MESSAGE), PROCEED)
+        assert milter.last.said("H")[-1] == [b"another name"]
 
 
 def descriptors(bridge: Bridge) -> int:

@@ -85,7 +85,7 @@ async def all_of_it(address: str) -> tuple[list[Verdict], list[list[bytes]]]:
     return verdicts, messages
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ANSWERS, max_size=12), st.booleans(), st.booleans())
 def test_any_answers_of_a_milter_leave_every_question_answered(
     answers: list[bytes], negotiates: bool, hangs: bool

@@ -124,6 +124,10 @@ class Dialogue:
         """Does the milter ask for recipients that the server refused?"""
         return bool(self._options.steps & Step.REJECTED_RCPT)
 
+    def rest(self) -> None:
+        """Nothing is asked any more: between two messages, the milter could do without us."""
+        self._connection.idle = not self._in_message
+
     async def connect(self) -> Verdict:
         """The client is there."""
         client = self._facts.client
@@ -141,6 +145,7 @@ class Dialogue:
         """A message begins."""
         self.abort()
         self._in_message, self._in_data = True, False
+        self._connection.idle = False
         self._skipped.clear()
         self.changes = []
         return await self._ask(Command.MAIL, _packet(Command.MAIL, f"<{sender}>", *parameters))
@@ -190,6 +195,7 @@ class Dialogue:
         if self._in_message:
             self._connection.send(wire.packet(Command.ABORT))
             self._in_message = False
+        self.rest()
 
     def quit(self) -> None:
         """The session is over, or the milter need not hear more of it."""
@@ -219,6 +225,7 @@ class Dialogue:
     def _tell(self, packet: bytes) -> None:
         if self._connection.unasked:
             raise MilterError("it said more than it was asked")
+        self._connection.idle = False
         self._connection.send(packet)
 
     def _say_macros(self, command: Command, more: Mapping[str, str] | None = None) -> None:

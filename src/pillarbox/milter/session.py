@@ -103,8 +103,8 @@ class Session:
 
     async def helo(self) -> Verdict:
         """HELO or EHLO."""
-        if self._session or not self._dialogue:
-            return self._session or CONTINUE
+        if self._session or not (self._dialogue and self._dialogue.usable):
+            return self._session or CONTINUE  # it hears of it with the next message
         verdict = await self._asked(self._dialogue.helo())
         return CONTINUE if verdict is None else self._of_the_session(verdict)
 
@@ -215,6 +215,8 @@ class Session:
             self._failed(f"no answer within {self._policy.answer:g} s")
         else:
             self._trouble.answered()
+            if self._dialogue:
+                self._dialogue.rest()
             return verdict
         return None
 
