@@ -4,7 +4,7 @@ The processor is told about us (`handshake`), says what it wants to hear (`phase
 and answers in any order (`receive`). What does not fit raises `Violation`, and who talks to it (`filters/processor`)
 ends it. Whether an answer fits to what was asked is known there (`filters/asked`).
 
-Versions, as OpenSMTPD 6.5 to 7.8 had them, each with all that came before it:
+Versions, as OpenSMTPD 6.6 to 7.8 had them, each with all that came before it:
 
     0.5  an answer names session and token in the order of the question; before, the token came first
     0.6  tx-mail and tx-rcpt: the result comes before the address
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 
 from pillarbox import REFERENCE_VERSION
+from pillarbox.conf.model import PROTOCOLS
 from pillarbox.errors import PillarboxError
 from pillarbox.roles.filters import (
     EVENTS,
@@ -35,8 +36,6 @@ from pillarbox.roles.filters import (
     Told,
 )
 
-VERSION = "0.7"
-VERSIONS = ("0.4", "0.5", "0.6", VERSION)
 SESSION_TIMEOUT = 300  # seconds: what `config|smtp-session-timeout` says
 MAX_LINE = 1 << 20  # bytes that a processor may write without ending a line
 
@@ -78,7 +77,7 @@ class FilterProtocol:
         *,
         subsystems: Sequence[str],
         admd: str,
-        version: str = VERSION,
+        version: str = PROTOCOLS[-1],
         unasked: frozenset[str] = frozenset(),
         ready: bool = False,
     ) -> None:
@@ -218,7 +217,7 @@ class FilterProtocol:
                 self.events = self._chosen = self._chosen | _chosen(event, _REPORTED[subsystem], subsystem, line)
             case ["filter", "smtp-in", phase]:
                 self.phases |= _chosen(phase, tuple(Phase), "", line)
-            case ["protocol", version] if version in VERSIONS and not self._introduced:
+            case ["protocol", version] if version in PROTOCOLS and not self._introduced:
                 self._speak(version)  # ours
             case _:
                 raise Violation(f"registers what there is not: {_shown(line)}")
