@@ -39,6 +39,7 @@ class Server:
 
     name = ""
     durable = True
+    declared, options = "", ""  # lines of the configuration before the listener, and what follows it in its line
 
     def __init__(self, folder: Path, *, deliver: bool, tls: bool = False) -> None:
         self.folder, self.deliver, self.tls = folder, deliver, tls
@@ -65,16 +66,19 @@ class Server:
         """The listener in the grammar of smtpd.conf(5)."""
         plain = f"listen on 127.0.0.1 port {PORT} hostname mx.bench.test"
         if not self.tls:
-            return plain + "\n"
+            return f"{self.declared}{plain}{self.options}\n"
         cert, key = self.certificate()
-        return f'pki "mx" cert "{cert}"\npki "mx" key "{key}"\n{plain} tls pki "mx"\n'
+        return f'pki "mx" cert "{cert}"\npki "mx" key "{key}"\n{self.declared}{plain} tls pki "mx"{self.options}\n'
 
     def start(self) -> None:
         """Start it and wait until it listens. Raises RuntimeError with the log."""
         self.setup()
         self.launch()
-        if not wait_for(lambda: PORT in bound_ports() and self.ready(), 30):
+        if not wait_for(lambda: self._ended() or (PORT in bound_ports() and self.ready()), 30) or self._ended():
             raise RuntimeError(f"{self.name} did not start: {self.log()}")
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def launch(self) -> None:
         """Start its processes."""
@@ -84,11 +88,17 @@ class Server:
         """Called when it listens, until it says True."""
         return True
 
-    def spawn(self, *argv: str) -> None:
+    def spawn(self, *argv: str, **environment: str) -> None:
         """Start a server that stays in the foreground."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, **environment},
             )
 
     def main_pid(self) -> int:
@@ -183,6 +193,23 @@ class Pillarbox(Server):
         return answers(self.state / "smtpd.sock")
 
 
+# Debian 12's OpenSMTPD 6.8 marks the public keys of certificates as those whose private ones another process has.
+# OpenSSL 3 loses the mark ("missing private key"), unless an engine does operations of public keys: then it handles
+# them as it did before. This one passes on what is not for its tokens.
+_OPENSSL = """\
+openssl_conf = openssl
+[openssl]
+engines = engines
+[engines]
+pkcs11 = pkcs11
+[pkcs11]
+engine_id = pkcs11
+dynamic_path = {engine}
+default_algorithms = PKEY
+init = 0
+"""
+
+
 class OpenSMTPD(Server):
     """Debian's, unpacked by `tools/setup peers`. Its places are compiled in: mounted over in our namespace."""
 
@@ -190,7 +217,14 @@ class OpenSMTPD(Server):
     durable = False
 
     def setup(self) -> None:
-        root = Path(os.environ.get("PILLARBOX_HOME", ""), "opensmtpd/usr")
+        home = Path(os.environ.get("PILLARBOX_HOME", ""))
+        root = home / "opensmtpd/usr"
+        self.openssl = self.folder / "openssl.cnf" if self.tls else None
+        if self.openssl is not None:
+            engines = list(home.glob("engines/usr/lib/*/engines-3/pkcs11.so"))
+            if not engines:
+                raise Missing("TLS of OpenSMTPD: tools/setup peers, as root")
+            self.openssl.write_text(_OPENSSL.format(engine=engines[0]))
         self.program = root / "sbin/smtpd"
         if os.geteuid() != 0 or not self.program.exists():
             raise Missing("OpenSMTPD: tools/setup peers, as root")
@@ -217,7 +251,8 @@ class OpenSMTPD(Server):
 
     def launch(self) -> None:
         paused = [] if self.deliver else ["-P", "mda", "-P", "mta"]
-        self.spawn(str(self.program), "-d", "-f", str(self.conf), *paused)
+        openssl = {"OPENSSL_CONF": str(self.openssl)} if self.openssl is not None else {}
+        self.spawn(str(self.program), "-d", "-f", str(self.conf), *paused, **openssl)
 
     def ready(self) -> bool:
         return answers(Path("/var/run/smtpd.sock"))

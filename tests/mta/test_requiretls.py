@@ -11,6 +11,7 @@ from tests.mta.test_relay import Ordering
 OFFER = {"EHLO": ["250-peer", "250-STARTTLS", "250 REQUIRETLS"], "STARTTLS": "220 go"}
 NO_OFFER = {"EHLO": ["250-peer", "250 STARTTLS"], "STARTTLS": "220 go"}
 FAILED = "550 5.7.30 REQUIRETLS support required: "
+LATER = "450 4.7.30 REQUIRETLS support required: "
 
 
 def to(peer, scheme="smtp", **options):
@@ -90,12 +91,55 @@ def test_a_relay_that_forbids_tls_is_no_way(scheme):
     play(go)
 
 
-@pytest.mark.parametrize("reply", ["close", "454 not now"])
-def test_what_is_of_the_moment_is_temporary(reply):
+@pytest.mark.parametrize("reply", ["close", "421 busy"])
+def test_a_host_that_serves_nobody_now_costs_its_route_a_penalty(reply):
     async def go():
         async with Peer({**OFFER, "STARTTLS": reply}) as peer, Running(Mail(to(peer))) as mail:
             mail.send("bob@far.example", require_tls=True)
             assert await mail.settled() == [("tempfail", "Network error on destination MXs")]
+            assert " penalty=1 " in mail.relays.show_routes()[0]
+
+    play(go)
+
+
+def test_a_host_that_cannot_do_tls_now_is_asked_later_and_goes_on_getting_other_mail():
+    async def go():
+        script = {**OFFER, "STARTTLS": "454 not now"}
+        async with Peer(script, cert="sink") as peer, Running(Mail(to(peer))) as mail:
+            mail.send("bob@far.example", require_tls=True)
+            reason = f"{LATER}127.0.0.1 (localhost): STARTTLS rejected: 454 not now"
+            assert await mail.settled() == [("tempfail", reason)]
+            assert (mail.queue.outcomes[0].esc_class, mail.queue.outcomes[0].esc_code) == (4, 730)
+            assert "MAIL" not in str(peer.sessions) and peer.messages == []
+            assert " penalty=0 " in mail.relays.show_routes()[0]
+            mail.send("bob@far.example")
+            assert (await mail.settled(2))[1] == ("ok", "")
+            peer.script["STARTTLS"] = "220 go"
+            mail.send("bob@far.example", require_tls=True)
+            assert (await mail.settled(3))[2] == ("ok", "")
+
+    play(go)
+
+
+@pytest.mark.parametrize("blames", [("tls", "tls-now"), ("tls-now", "tls"), ("tls-now", "tls-now")])
+def test_messages_wait_as_long_as_one_exchanger_may_protect_them_later(blames):
+    async def go():
+        it = Ordering(Relay(name="out"))
+        it.mail.lookup.mx = secure("a.far.example", "b.far.example")
+        async with Running(it.mail):
+            it.mail.send("bob@far.example", require_tls=True)
+            for count, blame in enumerate(blames, 1):
+                order = (await it.ordered(count))[-1]
+                event = SessionEvent(session=order.session, state="failed", error=blame, blame=blame)
+                await it.relays.session_event(event)
+            ((result, text),) = await it.mail.settled()
+            assert result == "tempfail" and text.startswith(LATER) and text.endswith(": tls-now")
+            it.mail.send("bob@far.example", require_tls=True)  # and both are asked the next time
+            event = SessionEvent(session=(await it.ordered(3))[-1].session, state="failed", error="no", blame="tls")
+            await it.relays.session_event(event)
+            event = SessionEvent(session=(await it.ordered(4))[-1].session, state="failed", error="no", blame="tls")
+            await it.relays.session_event(event)
+            assert (await it.mail.settled(2))[1][0] == "permfail"
 
     play(go)
 

@@ -15,12 +15,16 @@ from tests.system.server import Wiring, bound_ports, free_port, wait_for
 pytestmark = pytest.mark.usefixtures("machine", "homes")
 
 
+@pytest.mark.parametrize("scheme", ["smtp", "smtp+tls"])
 @pytest.mark.parametrize("peer", [Postfix, OpenSMTPD], ids=lambda peer: peer.name)
-def test_another_server_takes_what_is_relayed(folder: Path, wiring: Wiring, peer: type[Postfix | OpenSMTPD]) -> None:
+def test_another_server_takes_what_is_relayed(
+    folder: Path, wiring: Wiring, peer: type[Postfix | OpenSMTPD], scheme: str
+) -> None:
     program("postfix") if peer is Postfix else opensmtpd()
-    port = free_port()
-    other = peer(folder / "peer", deliver=True)
-    rules = f'action "out" relay host smtp://127.0.0.1:{PORT}\nmatch from any for any action "out"\n'
+    port, secured = free_port(), scheme == "smtp+tls"
+    other = peer(folder / "peer", deliver=True, tls=secured)
+    way = f"{scheme}://127.0.0.1:{PORT}{' tls no-verify' if secured else ''}"
+    rules = f'action "out" relay host {way}\nmatch from any for any action "out"\n'
     other.start()
     try:
         with server_with(folder, wiring, port, rules) as server:
@@ -34,6 +38,7 @@ def test_another_server_takes_what_is_relayed(folder: Path, wiring: Wiring, peer
                 f"number {n}" for n in range(10)
             ]
             assert all("\n.\nThe last line\n" in text for text in texts)
+            assert (" mta tls ciphers=TLSv1.3:" in server.log()) is secured
     finally:
         other.stop()
 

@@ -239,8 +239,8 @@ def test_proofs_and_tokens_count_as_passwords_do(monkeypatch):
 
     async def scenario(lookup):
         outcomes = []
-        for n in range(2):
-            outcomes.append(await scram(lookup, "scram", "wrong"))
+        for n, user in enumerate(("alice", "bob")):
+            outcomes.append(await scram(lookup, "scram", "wrong", user=user))
             outcomes.append(await lookup.check_token(login("scram", "alice"), f"wrong {n}"))
         with pytest.raises(TempFail, match="too many"):
             await lookup.scram_salt(login("scram", "alice"))
@@ -249,6 +249,39 @@ def test_proofs_and_tokens_count_as_passwords_do(monkeypatch):
         return outcomes
 
     assert ask([SCRAM], scenario, limit=4) == [False] * 4
+
+
+def test_an_old_password_of_a_telephone_that_does_scram_keeps_nobody_else_out():
+    async def scenario(lookup):
+        outcomes = []
+        for user in ["alice"] * 20 + ["ghost"] * 20:
+            try:
+                outcomes.append(await scram(lookup, "scram", "old", user=user))
+            except TempFail as refused:
+                outcomes.append(str(refused))
+        assert outcomes[:20] == outcomes[20:]  # nobody learns who exists
+        bob = await scram(lookup, "scram", "bob-pw", user="bob")
+        elsewhere = await scram(lookup, "scram", "alice-pw", address="192.0.2.9")
+        plain = await lookup.authenticate(login("scram", "alice"), "alice-pw")
+        return outcomes[:20], (bob, elsewhere, plain)
+
+    refusals = ["too many failed logins of a user from 192.0.2.1"] * 10
+    assert ask([SCRAM], scenario) == ([False] * 10 + refusals, (True, True, True))
+
+
+def test_proofs_that_were_asked_for_in_time_are_refused_too_late():
+    async def scenario(lookup):
+        client, server = ScramClient("alice", "alice-pw"), Scram(Circumstances(nonce="nonce"), plus=False)
+        asked = server.respond(client.first())
+        who = login("scram", asked.user)
+        said = server.answer(await lookup.scram_salt(who))
+        for _ in range(10):
+            assert not await scram(lookup, "scram", "guess")
+        question = server.respond(client.final(said.text))
+        with pytest.raises(TempFail, match="of a user"):
+            await lookup.scram_signature(who, question.message, question.proof)
+
+    ask([SCRAM], scenario)
 
 
 def test_an_ordinary_scram_login_costs_no_more_than_one_try():

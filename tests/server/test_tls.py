@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import functools
+import socket
 import ssl
 from base64 import b64encode
 
@@ -13,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pillarbox.conf.model import Config, Listener, TlsMode
 from pillarbox.errors import PermFail
-from pillarbox.server import tls
+from pillarbox.server import session, tls
 from pillarbox.server.tls import Material, build_context, build_contexts, parse_protocols
+from pillarbox.smtp import replies
 
 from .memory import Dialogue, World, world
 
@@ -365,3 +367,95 @@ def test_a_key_that_does_not_fit_names_the_listener():
     wrong = Material(cert=certificate("a.example")[0], key=certificate("b.example")[1])
     with pytest.raises(PermFail, match=":7: listen on lo: TLS: "):
         build_context(listener, Config(hostname="h"), {"a": wrong}, {})
+
+
+async def refused(w: World, behind: bytes) -> str:
+    """What a client hears that goes on sending this behind a line that is too long; "" where it is reset."""
+
+    def client() -> str:
+        plain = socket.create_connection(("127.0.0.1", w.port), timeout=5)
+        with trusting().wrap_socket(plain, suppress_ragged_eofs=False) as connection:
+            connection.recv(1000)
+            connection.sendall(b"x" * 200_000)  # more than is read before the line is too long
+            connection.sendall(behind)
+            heard = connection.recv(1000)
+            connection.sendall(behind)  # it has not looked yet
+            assert connection.recv(1000) == b""  # a close_notify
+            return heard.decode()
+
+    try:
+        return await asyncio.to_thread(client)
+    except (ConnectionError, ssl.SSLError):
+        return ""
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+@pytest.mark.parametrize("version", ["tlsv1.2", "tlsv1.3"])
+def test_a_client_that_is_still_sending_over_tls_hears_why_it_was_refused(factory, version):
+    async def scenario(w: World) -> None:
+        assert await refused(w, b"y" * 20_000) == "500 5.0.0 Line too long\r\n"
+        await w.until(lambda: not w.server._sessions)
+        assert w.log[-1] == "smtp disconnected reason=quit"
+
+    run(scenario, factory, tls=TlsMode.SMTPS, protocols=version)
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_a_client_that_was_paused_when_it_is_refused_over_tls_hears_why(factory):
+    async def scenario(w: World) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port, ssl=trusting())
+        c = Dialogue(reader, writer)
+        await c.reply()
+        (it,) = w.server._sessions
+        it.pause_reading()  # as when more came meanwhile than is read ahead
+        writer.write(b"NOOP\r\n" * 5000)
+        await w.until(lambda: writer.transport.get_write_buffer_size() == 0)
+        for _ in range(10):  # it is in the transport, and no further
+            await asyncio.sleep(0)
+        it.send(replies.INTERNAL_ERROR)
+        it._pump()
+        assert (await c.reply())[:3] == "421"
+        assert await c.closed()
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario, factory, tls=TlsMode.SMTPS)
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_a_refused_client_that_sends_on_and_on_over_tls_is_cut_off(factory, monkeypatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 3600.0)
+
+    async def scenario(w: World) -> None:
+        assert await refused(w, b"y" * 10_000_000) == ""
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario, factory, tls=TlsMode.SMTPS)
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_a_refused_client_that_stays_over_tls_is_closed_after_a_moment(factory, monkeypatch):
+    monkeypatch.setattr(session, "HEAR_OUT", 0.0)
+    monkeypatch.setattr(session, "LINGER", 0.0)
+
+    async def scenario(w: World) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", w.port)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = trusting().wrap_bio(incoming, outgoing)  # one that answers nothing by itself, unlike a transport
+        await _shake_hands(client, incoming, outgoing, reader, writer)
+        client.write(b"x" * 200_000)
+        writer.write(outgoing.read())
+        await w.until(lambda: not w.server._sessions)
+
+    run(scenario, factory, tls=TlsMode.SMTPS)
+
+
+async def _shake_hands(client, incoming, outgoing, reader, writer):
+    while True:
+        try:
+            client.do_handshake()
+        except ssl.SSLWantReadError:
+            writer.write(outgoing.read())
+            incoming.write(await reader.read(65536))
+        else:
+            writer.write(outgoing.read())
+            return

@@ -179,13 +179,15 @@ def test_missing_and_refused_starttls(tls, failed):
     assert not refused.handshaking
 
 
-@pytest.mark.parametrize(("reply", "final"), [("454 not now", False), ("421 busy", False), ("502 never", True)])
-def test_only_a_permanent_refusal_of_starttls_says_that_a_peer_does_not_protect(reply, final):
+@pytest.mark.parametrize(
+    ("reply", "protects"), [("454 not now", "later"), ("421 busy", "unknown"), ("502 never", "never")]
+)
+def test_a_refusal_of_starttls_says_when_a_peer_protects(reply, protects):
     client = Client(helo="h", tls="required", require_tls=True)
     say(client, "220 hi")
     say(client, "250-x", "250 STARTTLS")
     assert say(client, reply)[0] == [Failed(f"STARTTLS rejected: {reply}")]
-    assert bool(client.unprotected) is final
+    assert (bool(client.unprotected), client.for_now) == (protects != "unknown", protects == "later")
 
 
 def with_auth(*extensions):

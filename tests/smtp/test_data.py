@@ -18,8 +18,8 @@ def read(data: bytes, cuts=(), max_size=10**9):
         piece = reader.feed(chunk)
         body += piece.data
         lines += piece.lines
-        if piece.rest is not None:
-            return body, piece.rest + data[position:], reader, lines
+        if piece.end is not None:
+            return body, chunk[piece.end :] + data[position:], reader, lines
     return body, None, reader, lines
 
 

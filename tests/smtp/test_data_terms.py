@@ -15,8 +15,8 @@ def read(data: bytes, terms: Terms, piece: int = 1 << 20) -> tuple[bytes, int, b
     for at in range(0, len(data), piece):
         got = reader.feed(data[at : at + piece])
         body, lines = body + got.data, lines + got.lines
-        if got.rest is not None:
-            return body, lines, got.rest + data[at + piece :], reader.problem
+        if got.end is not None:
+            return body, lines, data[at + got.end :], reader.problem
     return body, lines, None, reader.problem
 
 

@@ -1,5 +1,6 @@
 """The core of the protocol: lines and messages out of bytes, whole and byte by byte."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +91,36 @@ def test_line_limits():
 
 def test_nothing_comes_behind_a_fault():
     assert play([b"\nNOOP\r\n", b"NOOP\r\n"]) == [Fault.BARE_NEWLINE]
+
+
+class Counted(bytes):
+    """Bytes that count what is copied out of them."""
+
+    copied = 0
+
+    def __getitem__(self, key):
+        part = super().__getitem__(key)
+        if isinstance(part, int):
+            return part
+        Counted.copied += len(part)
+        return Counted(part)
+
+
+@pytest.mark.parametrize("unit", [b"NOOP\r\n", b"BDAT 1\r\nx", b"SKIP 1\r\nx", b"DATA\r\na\r\n.\r\n", b"DATA\r\n.\r\n"])
+def test_however_much_is_pipelined_each_byte_is_copied_once_or_twice(unit):
+    data = unit * 2000
+    Counted.copied = 0
+    assert len(play([Counted(data)], max_size=10**9)) >= 2000
+    assert Counted.copied <= 2 * len(data)
+
+
+def test_the_beginning_of_a_command_does_not_keep_what_came_before_it():
+    core = ServerProtocol()
+    core.receive(b"NOOP\r\n" * 10_000 + b"NO")
+    while core.next_event() is not None:
+        pass
+    assert core.buffered == 2
+    assert len(core._buffer) == 2
 
 
 def test_what_came_before_tls_is_forgotten():

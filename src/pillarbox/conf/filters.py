@@ -19,7 +19,7 @@ def build_proc(draft: Draft, node: Node) -> None:
 
 
 def build_report(draft: Draft, node: Node) -> None:
-    """`report smtp-in|smtp-out|smtp on PROC`: `smtp` is both."""
+    """`report smtp-in|smtp-out|smtp|mda on PROC`: `smtp` is incoming and outgoing."""
     name = word(node)
     if name not in draft.procs:
         raise Wrong(token(node), f"no processor exist with that name: {name}", names=draft.procs, near=name)

@@ -222,9 +222,9 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`report smtp-in|smtp-out on PROC` (ours): the events of these sessions go to a processor."""
+    """`report smtp-in|smtp-out|mda on PROC` (ours): the events of these sessions, or deliveries, go to a processor."""
 
-    direction: str  # smtp-in, smtp-out
+    direction: str  # smtp-in, smtp-out, mda
     proc: str
     line: int = 0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +18,7 @@ from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT,
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
-from pillarbox.roles.filters import Answer, Filtered, Filters, Processor
+from pillarbox.roles.filters import Filtered, Filters
 from pillarbox.roles.lookup import Lookup as LookupRole
 from pillarbox.roles.parent import FilterPrograms, Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
@@ -250,20 +251,11 @@ class _Filter(BaseRole):
         await super().stop()
 
 
-class _Unfiltered:
-    """Implements `roles.filters.Filtered` where no session asks a filter."""
-
-    async def answered(self, number: int, life: int, answers: list[Answer]) -> None:
-        """Nothing was asked."""
-
-    async def changed(self, processors: list[Processor]) -> None:
-        """Nothing depends on them."""
-
-
 class _Dispatcher(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.filters.processors import Processors  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415
         from pillarbox.roles.delivery import Relays  # noqa: PLC0415
         from pillarbox.server.listener import Server  # noqa: PLC0415
 
@@ -272,6 +264,14 @@ class _Dispatcher(BaseRole):
         self._listening = boot.generation.listening
         self._prepared: dict[int, _NewDoors] = {}
         self._material = ClientMaterial([boot.generation, *boot.older])
+        self._processors = Processors(
+            filters=cast(Filters, peers.proxy("filters", FILTER)),
+            teller=peers.me,
+            log=log,
+            now=time.time,
+            random64=lambda: secrets.randbits(64) or 1,
+            background=lambda work: self.run("filters", work),
+        )
         self._server = Server(
             config=boot.generation.config,
             lookup=lookup,
@@ -280,6 +280,8 @@ class _Dispatcher(BaseRole):
             now=time.time,
             holder=peers.me,
             tls_contexts=_contexts(boot.generation),
+            processors=self._processors,
+            control_socket=places.control_socket(boot.state),
             local_addresses=frozenset(boot.generation.local_addresses),
         )
         self._paused = "smtp" in boot.paused
@@ -291,8 +293,9 @@ class _Dispatcher(BaseRole):
             log=log,
             now=time.time,
             tls_material=self._material,
+            reports_for=lambda order: None,  # filters do not run yet
         )
-        self.services |= {"incoming": self._server, "outgoing": self._outgoing, "filtered": _Unfiltered()}
+        self.services |= {"incoming": self._server, "outgoing": self._outgoing, "filtered": self._processors}
 
     def add_socket(self, address: str, listening: socket.socket) -> None:
         self._sockets[address] = listening
@@ -337,6 +340,7 @@ class _Dispatcher(BaseRole):
     def forget(self, number: int) -> None:
         self._outgoing.forget(number)
         self._material.forget(number)
+        self._processors.forget(number)
 
     def in_use(self) -> set[int]:
         return self._server.generations() | self._outgoing.generations()
@@ -344,6 +348,12 @@ class _Dispatcher(BaseRole):
     def peer_attached(self, peer: str) -> None:
         if peer == LOOKUP:
             self._server.lookup_attached()
+        elif peer == FILTER:
+            self._processors.attached()
+
+    def peer_lost(self, peer: str) -> None:
+        if peer == FILTER:
+            self._processors.lost()
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())

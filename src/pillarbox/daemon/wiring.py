@@ -55,7 +55,8 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (DISPATCHER, LOOKUP): {
         "lookup": (
             "expand",
-            "reverse_name",
+            "client_name",
+            "filter",
             "authenticate",
             "check_token",
             "offers_scram",

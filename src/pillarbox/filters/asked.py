@@ -2,7 +2,7 @@
 
 A session is known from the first that is told of it until its link-disconnect. What is said about others is ignored,
 as the reference does: sessions end while a processor thinks. Of a session that is known, only what was asked may be
-answered; each question, and each message, has a token of its own.
+answered; a token serves again once it was answered.
 """
 
 from collections.abc import Iterator
@@ -18,15 +18,16 @@ _SLACK = 1 << 20  # bytes by which a message may grow in any case
 class _Ask:
     """A question, or a message that is filtered. `since`: when the answer began to be due, None: not now.
 
-    `done`: it is answered, or nobody waits for it any more.
+    `done`: it is answered, or nobody waits for it any more. `ended`: all of the message was told.
     """
 
-    __slots__ = ("done", "made", "phase", "since", "told")
+    __slots__ = ("done", "ended", "made", "phase", "since", "told")
 
     def __init__(self, phase: str) -> None:
         self.phase = phase
         self.since: float | None = None
         self.done = False
+        self.ended = False
         self.told = 0  # bytes of a message
         self.made = 0
 
@@ -72,8 +73,11 @@ class Asked:
     def lines(self, lines: Lines, teller: str, now: float) -> None:
         """It gets some of a message: what it makes of that is due when it has all of it."""
         session = self._session(lines.session, teller)
-        ask = session.asked.get(lines.token) or self._new(session, lines.token, Phase.DATA_LINE)
+        ask = session.asked.get(lines.token)
+        if ask is None or (ask.ended and ask.done):
+            ask = self._new(session, lines.token, Phase.DATA_LINE)
         ask.told += len(lines.data)
+        ask.ended = lines.last
         if lines.last and not ask.done:
             ask.since = now
             self._due[lines.session, lines.token] = ask

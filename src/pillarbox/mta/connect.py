@@ -15,7 +15,7 @@ from pillarbox.errors import PermFail, PillarboxError
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Result
 from pillarbox.mta.jobs import Jobs
-from pillarbox.mta.plan import REQUIRETLS_CODE, REQUIRETLS_FAILED, helo_name
+from pillarbox.mta.plan import REQUIRETLS_CODE, REQUIRETLS_FAILED, REQUIRETLS_POSTPONED, helo_name
 from pillarbox.mta.route import LIMIT_CHECK, Choice, Fault, Later, Route, Routing
 from pillarbox.mta.state import Connector, Failure, RelayState, Session
 from pillarbox.roles.delivery import Outgoing, SessionEvent, SessionOrder
@@ -120,7 +120,7 @@ class Connecting:
             if not found:
                 relay.failed = _unprotected(f"the exchangers of {relay.domain.name} are not signed (DNSSEC)")
                 return
-        relay.domain.exchangers = tuple(found)
+        relay.domain.exchangers, relay.domain.postponed = tuple(found), ""
 
     def _unresolved(self, relay: RelayState, error: PillarboxError) -> None:
         if relay.domain.exchangers is not None:  # what was known still serves
@@ -310,6 +310,7 @@ class Connecting:
             transaction_delay=limits.session_transaction_delay,
             failures_max=limits.max_failures_per_session,
             require_tls=plan.require_tls,
+            filter=action.filter,
         )
 
     def closed(self, session: Session, event: SessionEvent) -> None:
@@ -324,8 +325,8 @@ class Connecting:
         if event.blame == "source":
             self._log.info(f"smtp-out: Error on {route}: {event.error}")
             connector.fault = connector.fault or Fault.ERROR_SOURCE
-        elif event.blame == "tls":
-            self._leave_out(relay, session, event.error)
+        elif event.blame in ("tls", "tls-now"):
+            self._leave_out(relay, session, event.error, for_now=event.blame == "tls-now")
         elif event.blame:
             relay.failed = Failure(Result.TEMPFAIL, event.error)
             if event.blame == "credentials":
@@ -343,17 +344,20 @@ class Connecting:
             del relay.waits["connector"]
             relay.next_source = now
 
-    def _leave_out(self, relay: RelayState, session: Session, reason: str) -> None:
+    def _leave_out(self, relay: RelayState, session: Session, reason: str, *, for_now: bool) -> None:
         """A host without the protection that the messages demand: others of the domain may have it.
 
-        The route is not to blame: mail that demands nothing goes on there.
+        The route is not to blame: mail that demands nothing goes on there. Where one of them may serve later, the
+        messages wait for that, whatever the others are like.
         """
-        address = session.route.host.address
-        left = tuple(mx for mx in relay.domain.exchangers or () if mx.address != address)
-        self._log.info(f"smtp-out: REQUIRETLS: {session.route.host} cannot be used: {reason}")
-        relay.domain.exchangers = left or None  # with none, they are asked for anew next time
+        domain, host = relay.domain, session.route.host
+        left = tuple(mx for mx in domain.exchangers or () if mx.address != host.address)
+        self._log.info(f"smtp-out: REQUIRETLS: {host} cannot be used{' now' if for_now else ''}: {reason}")
+        domain.exchangers = left or None  # with none, they are asked for anew next time
+        if for_now:
+            domain.postponed = f"{host}: {reason}"
         if not left:
-            relay.failed = _unprotected(f"{session.route.host}: {reason}")
+            relay.failed = _postponed(domain.postponed) if domain.postponed else _unprotected(f"{host}: {reason}")
 
     def _disable(self, route: Route, now: float) -> None:
         seconds = self.routing.disable(route, now)
@@ -384,3 +388,7 @@ class Connecting:
 
 def _unprotected(reason: str) -> Failure:
     return Failure(Result.PERMFAIL, f"{REQUIRETLS_FAILED}: {reason}", REQUIRETLS_CODE)
+
+
+def _postponed(reason: str) -> Failure:
+    return Failure(Result.TEMPFAIL, f"{REQUIRETLS_POSTPONED}: {reason}", REQUIRETLS_CODE)

@@ -12,6 +12,7 @@ from pillarbox.mta.policy import TlsPolicy, tls_policy
 from pillarbox.mta.url import RelayUrl, parse_relay_url
 
 REQUIRETLS_FAILED = "550 5.7.30 REQUIRETLS support required"
+REQUIRETLS_POSTPONED = "450 4.7.30 REQUIRETLS support required"
 REQUIRETLS_CODE = 730
 
 

@@ -57,11 +57,15 @@ class Host(Usage):
 
 @dataclass(slots=True, eq=False)
 class Domain(Usage):
-    """A destination domain, or a smarthost (`as_host`), and where it is served."""
+    """A destination domain, or a smarthost (`as_host`), and where it is served.
+
+    `postponed`: why an exchanger that was left out may serve later, "" where there is none.
+    """
 
     name: str = ""
     as_host: bool = False
     exchangers: tuple[MxHost, ...] | None = None
+    postponed: str = ""
     asked_at: float = -math.inf
 
 

@@ -56,6 +56,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     transaction_delay: float = 0.0
     failures_max: int = 25
     require_tls: bool = False  # the peer must offer REQUIRETLS (RFC 8689), else nothing is sent to it
+    filter: str = ""  # of the action: its processors hear the events of the session
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -63,9 +64,9 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `error` of a failed one: the reference's reason; `network`: it counts as an error of the route. `blame`, where it
     was not: "source" (the address cannot be used here), "credentials" or "relay" (nothing can be sent this way: no
-    secret, no usable certificate), "tls" (the host does not meet `require_tls`), "" (ourselves; it may be tried
-    again). `unused`: the last task was not begun when the session ended and is to be given to another; `left`: so are
-    these of its envelopes (evpid), for which the peer's limits left no room.
+    secret, no usable certificate), "tls" (the host does not meet `require_tls`), "tls-now" (it may later), ""
+    (ourselves; it may be tried again). `unused`: the last task was not begun when the session ended and is to be given
+    to another; `left`: so are these of its envelopes (evpid), for which the peer's limits left no room.
     """
 
     session: int
@@ -153,6 +154,18 @@ class Deliverer(Protocol):
 
     def deliver(self, attempts: "list[Attempt]") -> None:
         """Take envelopes for delivery; each ends in exactly one outcome handed to `Queue.settle`."""
+        ...
+
+
+class Witness(Protocol):
+    """Is told by queue, within its role, what became of deliveries, once that is on disk."""
+
+    def ended(self, envelope: Envelope, outcome: Outcome) -> None:
+        """An attempt."""
+        ...
+
+    def expired(self, envelope: Envelope) -> None:
+        """There will be no further attempt: the time of the envelope is over."""
         ...
 
 

@@ -177,9 +177,10 @@ class Filters(Protocol):
     async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
         """Pass on to a processor, in this order. Returns when there is room for more; TempFail: that life is over.
 
-        An event that the processor has not registered is dropped here at the latest. Each question, and each message of
-        a session, has a token of its own. Tell of `link-disconnect` whoever was asked or told something of a session,
-        even if it has not registered it: from then on what the processor says about that session is ignored.
+        An event that the processor has not registered is dropped here at the latest. A session uses a token again,
+        for the next question or message, only when all of the last answer to it has come. Tell of `link-disconnect`
+        whoever was asked or told something of a session, even if it has not registered it: from then on what the
+        processor says about that session is ignored.
         """
         ...
 

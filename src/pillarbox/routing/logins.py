@@ -66,8 +66,10 @@ class Logins:
 
     async def salt(self, config: Config, table: Table, login: Login) -> tuple[bytes, int]:
         """See `roles.lookup.Lookup.scram_salt`."""
+        limit = config.smtp.max_failed_logins_per_source
         if self._counts(login):
-            self._failures.left(login.address, config.smtp.max_failed_logins_per_source)
+            self._failures.left(login.address, limit)
+            self._failures.check_user(login.address, login.user, limit)
         # All of it is done, whoever it is; names that the table takes for one are one here as well.
         name = f"{login.table}\0{fold_address(login.user)}".encode("utf-8", "surrogateescape")
         seed = hmac.digest(await self._own_secret(), name, "sha512")
@@ -80,6 +82,9 @@ class Logins:
         """See `roles.lookup.Lookup.scram_signature`."""
 
         async def signature() -> bytes:
+            if self._counts(login):
+                limit = config.smtp.max_failed_logins_per_source
+                self._failures.check_user(login.address, login.user, limit)
             found = await self._stored_verifier(table, login.user)
             if len(proof) != verifier.DIGEST_SIZE:
                 return b""
@@ -109,7 +114,7 @@ class Logins:
     ) -> _T:
         """The outcome of a check, unless its source has failed too often; what is falsy counts as failed.
 
-        Of a `secret` it can be told whether it was tried before.
+        Of a `secret` it can be told whether it was tried before; what comes without one has a limit for each user, too.
         """
         if not self._counts(login):
             return await check()

@@ -39,11 +39,11 @@ class LineTooLong(Exception):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Some of the body, and how many line ends are in it. `rest` not None: it was the last, `rest` followed the end."""
+    """Some of the body, and how many line ends are in it. `end` not None: it was the last; what follows is there."""
 
     data: bytes
     lines: int = 0
-    rest: bytes | None = None
+    end: int | None = None
 
 
 class _Reader:
@@ -81,7 +81,7 @@ class _Reader:
     def _check_line_length(self, body: bytes) -> None:
         self._line = _last_line(body, self._line, LINE_MAX)
 
-    def _piece(self, body: bytes, lines: int, rest: bytes | None = None) -> Piece:
+    def _piece(self, body: bytes, lines: int, end: int | None = None) -> Piece:
         """What is passed on of a body that was looked at, with line ends that are."""
         if self._bare and self.problem is None:
             body, more = _BARE.subn(b"\r\n", body)
@@ -91,7 +91,7 @@ class _Reader:
                 self._shown = _last_line(body, self._shown, self._terms.max_line + 2)  # the CR, and one too many
             except LineTooLong:
                 self.problem = Problem.LINE_TOO_LONG
-        return Piece(b"", rest=rest) if self.problem is not None else Piece(body, lines, rest)
+        return Piece(b"", end=end) if self.problem is not None else Piece(body, lines, end)
 
 
 class DataReader(_Reader):
@@ -103,30 +103,45 @@ class DataReader(_Reader):
         super().__init__(terms, b"\r\n")  # the end of the DATA line counts: a message may be a single dot
         self._skip = 2
 
-    def feed(self, data: bytes) -> Piece:
-        """Take what came; raises `LineTooLong`."""
-        block = self._carry + data
-        end = block.find(_END)
-        if end >= 0:
-            body, rest = block[: end + 2], block[end + 5 :]
+    def feed(self, data: bytes, start: int = 0) -> Piece:
+        """Take what came, from `start` on; raises `LineTooLong`. What is behind the end is not touched."""
+        end = self._find_end(data, start)
+        if end is not None:
+            body = self._until_dot(data, start, end)
             self._carry = b""
         else:
+            block = self._carry + data[start:]
             cut = len(block) - _held_back(block)
-            body, self._carry, rest = block[:cut], block[cut:], None
+            body, self._carry = block[:cut], block[cut:]
         if len(body) <= self._skip:
-            if end < 0:  # nothing certain yet: the virtual line end stays in front
+            if end is None:  # nothing certain yet: the virtual line end stays in front
                 self._carry = body + self._carry
-            return Piece(b"", rest=rest)
+            return Piece(b"", end=end)
         lines = self._check(body) - (1 if self._skip else 0)
         self._grow(len(body) - self._skip - lines)
         if self.problem is not None:
             self._skip = 0
-            return Piece(b"", rest=rest)
+            return Piece(b"", end=end)
         body = body.replace(b"\r\n.", b"\r\n")
         if self._skip:
             body = body[2:]
             self._skip = 0
-        return self._piece(body, lines, rest)
+        return self._piece(body, lines, end)
+
+    def _find_end(self, data: bytes, start: int) -> int | None:
+        """Where what follows the message begins, None: later."""
+        carry = self._carry
+        if carry:  # it may have come in part
+            found = (carry + data[start : start + len(_END) - 1]).find(_END)
+            if found >= 0:
+                return start + found + len(_END) - len(carry)
+        found = data.find(_END, start)
+        return found + len(_END) if found >= 0 else None
+
+    def _until_dot(self, data: bytes, start: int, end: int) -> bytes:
+        """What is left of the message, with its last line end."""
+        size = end - len(b".\r\n") - start
+        return self._carry + data[start : start + size] if size >= 0 else self._carry[:size]
 
 
 class ChunkReader(_Reader):

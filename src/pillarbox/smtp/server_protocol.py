@@ -74,10 +74,11 @@ class _Chunk:
 class ServerProtocol:
     """One connection. `command_max`: the longest line but for messages, without CRLF."""
 
-    __slots__ = ("_buffer", "_chunk", "_chunks", "_data", "_dead", "command_max")
+    __slots__ = ("_at", "_buffer", "_chunk", "_chunks", "_data", "_dead", "command_max")
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._at = 0  # what is before it was looked at: with hundreds of commands in it, it is not cut for each
         self._data: DataReader | None = None
         self._chunk: _Chunk | None = None
         self._chunks: ChunkReader | None = None  # of the message that has begun
@@ -87,12 +88,16 @@ class ServerProtocol:
     @property
     def buffered(self) -> int:
         """Bytes that were received and not yet looked at."""
-        return len(self._buffer)
+        return len(self._buffer) - self._at
 
     def receive(self, data: bytes) -> None:
         """Take what the client sent."""
-        if not self._dead:
-            self._buffer = self._buffer + data if self._buffer else data
+        if self._dead:
+            return
+        if self._buffer:
+            self._drop_taken()
+            data = self._buffer + data
+        self._buffer = data
 
     def begin_body(self, terms: Terms) -> None:
         """The client was told to go ahead: what follows is a message on these terms."""
@@ -114,7 +119,7 @@ class ServerProtocol:
 
     def discard(self) -> None:
         """Forget what is buffered: it came before TLS (RFC 3207 §6)."""
-        self._buffer = b""
+        self._buffer, self._at = b"", 0
 
     def next_event(self) -> Event | None:
         """What happened next; None: more bytes are needed."""
@@ -125,34 +130,44 @@ class ServerProtocol:
         return self._next_line() if self._data is None else self._next_body(self._data)
 
     def _next_line(self) -> Event | None:
-        buffer = self._buffer
-        end = buffer.find(b"\n")
+        buffer, at = self._buffer, self._at
+        end = buffer.find(b"\n", at)
         if end < 0:
-            return self._fault(Fault.LINE_TOO_LONG) if len(buffer) >= LINE_MAX else None
-        if end >= LINE_MAX:
+            return self._beginning_of_line()
+        size = end - at
+        if size >= LINE_MAX:
             return self._fault(Fault.LINE_TOO_LONG)
-        if end == 0 or buffer[end - 1] != 13:
+        if not size or buffer[end - 1] != 13:
             return self._fault(Fault.BARE_NEWLINE)
-        if end - 1 > self.command_max:
+        if size - 1 > self.command_max:
             return self._fault(Fault.COMMAND_TOO_LONG)
-        self._buffer = buffer[end + 1 :]
-        return Line(buffer[: end - 1])
+        if end + 1 == len(buffer):  # as nearly always
+            self._buffer, self._at = b"", 0
+        else:
+            self._at = end + 1
+        return Line(buffer[at : end - 1])
+
+    def _beginning_of_line(self) -> Event | None:
+        self._drop_taken()  # a session may wait for minutes with so much of a line
+        return self._fault(Fault.LINE_TOO_LONG) if self.buffered >= LINE_MAX else None
 
     def _next_body(self, reader: DataReader) -> Event | None:
-        buffer, self._buffer = self._buffer, b""
+        size = self.buffered
         try:
-            piece = reader.feed(buffer)
+            piece = reader.feed(self._buffer, self._at)
         except LineTooLong:
             return self._fault(Fault.LINE_TOO_LONG)
-        if piece.rest is None:
-            return Body(piece.data, piece.lines) if piece.data else Skipped(len(buffer))
+        if piece.end is None:
+            self.discard()
+            return Body(piece.data, piece.lines) if piece.data else Skipped(size)
         self._data = None
-        self._buffer = piece.rest
+        self._take_until(piece.end)
         return EndOfBody(piece.data, piece.lines, reader.problem, reader.size)
 
     def _next_chunk(self, chunk: _Chunk) -> Event | None:
-        taken = self._buffer[: chunk.left]
-        self._buffer = self._buffer[chunk.left :]
+        end = min(self._at + chunk.left, len(self._buffer))
+        taken = self._buffer[self._at : end]
+        self._take_until(end)
         chunk.left -= len(taken)
         complete = not chunk.left
         if complete:
@@ -171,8 +186,19 @@ class ServerProtocol:
         self._chunks = None
         return EndOfBody(piece.data, piece.lines, reader.problem, reader.size)
 
+    def _take_until(self, end: int) -> None:
+        """What is before this place was looked at."""
+        if end == len(self._buffer):
+            self.discard()
+        else:
+            self._at = end
+
+    def _drop_taken(self) -> None:
+        if self._at:
+            self._buffer, self._at = self._buffer[self._at :], 0
+
     def _fault(self, fault: Fault) -> Fault:
         self._dead = True
-        self._buffer = b""
+        self.discard()
         self._chunk = self._data = None
         return fault
