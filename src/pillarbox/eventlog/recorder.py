@@ -4,6 +4,7 @@ One thread reads and nothing else, so the server never waits for a disk; the oth
 is a bounded backlog: what does not fit is dropped and counted, in the log and on standard error.
 """
 
+import contextlib
 import os
 import select
 import threading
@@ -224,5 +225,6 @@ def _read(source: int) -> bytes:
 
 def write_soon(text: str) -> None:
     """A line on standard error, unless nobody reads there: that must not hold up anything."""
-    if select.select([], [2], [], 0)[1]:
-        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+    with contextlib.suppress(OSError):  # nobody does any more
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")

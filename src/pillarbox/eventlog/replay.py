@@ -278,9 +278,10 @@ class Replay:
         self._answered(session, answer)
         session.decide(ask, answer)
         reply = ends_session(ask.phase, answer)
-        if reply is not None:
+        if reply is not None and answer != ask.then:  # where it was sent away then, what came of that is in the log
             self._held -= len(session.steps)
             self._add(session, session.send_away(ask, reply))
+        session.verdict.ended |= reply is not None
 
     def _answered(self, session: Session, answer: str) -> None:
         """The question is settled, "" where nothing came that counts: what waited goes on."""
