@@ -11,6 +11,7 @@ import pytest
 
 from tests.eventlog.recorded import SCRIPTED, case_log, whole_log, write_log
 
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 BAD = '''
 import sys
 def say(line): print(line, flush=True)
@@ -285,3 +286,13 @@ def test_a_session_of_a_log_can_be_played_alone(tmp_path: Path) -> None:
     filter_ = Filter(tmp_path, ["report|smtp-in|*"])
     Played(log, filter_.command, "--fast", "--session", one[:9])
     assert {line.split("|")[5] for line in filter_.heard} == {one}
+
+
+@pytest.mark.parametrize("name", ["filter-hide-client", "filter-no-programs"])
+def test_filters_on_the_sdk_do_well(tmp_path: Path, name: str) -> None:
+    log = write_log(tmp_path / "events.log", whole_log())
+    played = Played(log, [sys.executable, str(EXAMPLES / name)], "--fast")
+    assert (played.status, played.said, played.summary["faults"]) == (0, "", 0)
+    messages = [message for session in played.sessions for message in session["messages"]]
+    assert len(messages) > 10
+    assert all(message["complete"] for message in messages)
