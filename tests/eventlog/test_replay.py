@@ -222,6 +222,13 @@ def test_one_that_dies_is_named_with_its_status(log: Path) -> None:
     assert "(exit status 3)" in played.said
 
 
+def test_one_that_ends_badly_behind_the_last_event_is_named(log: Path) -> None:
+    code = textwrap.dedent(BAD).format(register=REGISTER, answer=ANSWER)
+    played = Played(log, [sys.executable, "-c", f"{code}\nsys.exit(7)"], "--fast")
+    assert (played.status, played.summary["exit_status"]) == (0, 7)
+    assert played.said == "smtpd-events: the filter ended as its input did, but not well (exit status 7)\n"
+
+
 def test_one_that_never_reads_is_not_waited_for(tmp_path: Path) -> None:
     log = write_log(tmp_path / "events.log", whole_log() * 100)
     sleeper = "import time; print('register|report|smtp-in|*\\nregister|ready', flush=True); time.sleep(60)"
