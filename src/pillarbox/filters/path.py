@@ -49,6 +49,14 @@ class Path:
         """Is this the processor of that name here? Another configuration may have another."""
         return self._boxes.get(name) is box
 
+    def awaited(self) -> bool:
+        """Is there one of them that may say so soon?"""
+        return any(not (name in self._boxes and self._boxes[name].processor.failed) for name in self.unknown())
+
+    def missing(self) -> list[str]:
+        """Those of them without which no session goes on."""
+        return [n for n in self.unknown() if not (n in self._boxes and self._boxes[n].processor.fail_open)]
+
     def unknown(self) -> list[str]:
         """The processors of filters that have not said yet what they want to be asked, and are waited for.
 

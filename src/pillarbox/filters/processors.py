@@ -183,14 +183,12 @@ class Processors:
         return reports
 
     async def registered(self, path: Path) -> bool:
-        """Wait until the processors of a path have registered; False: they do not."""
-        try:
+        """Wait until the processors of a path have registered, or failed to; False: one that is needed has not."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                while path.unknown():
+                while path.awaited():
                     await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
+        return not path.missing()
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +218,7 @@ def _ended(processor: Processor, why: str) -> Processor:
         number=processor.number,
         name=processor.name,
         known=processor.known,
+        failed=processor.failed,
         phases=processor.phases,
         events=processor.events,
         fail_open=processor.fail_open,

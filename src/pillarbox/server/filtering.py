@@ -78,7 +78,7 @@ async def _connect(session: "Session", chain: Chain, *, registered: bool) -> Ver
         return chain.unregistered()
     if chain.has(Phase.CONNECT):
         return await chain.decide(Phase.CONNECT, bracketed(session.peer.address))
-    chain.proceed(Phase.CONNECT, "")
+    chain.proceed(Phase.CONNECT)
     return None
 
 
@@ -175,7 +175,7 @@ async def wait_for_room(chain: Chain, then: Callable[[], Outcome]) -> Reply | No
 async def may_begin(session: "Session", chain: Chain) -> Reply | None:
     """The phase of DATA, for BDAT; the refusal."""
     if not chain.has(Phase.DATA):
-        chain.proceed(Phase.DATA, "")
+        chain.proceed(Phase.DATA)
         return None
     return _obey(session, await chain.decide(Phase.DATA, ""))
 
@@ -183,7 +183,7 @@ async def may_begin(session: "Session", chain: Chain) -> Reply | None:
 async def may_commit(session: "Session", chain: Chain) -> Reply | None:
     """The phase of commit, when the message is complete; the refusal."""
     if not chain.has(Phase.COMMIT):
-        chain.proceed(Phase.COMMIT, "")
+        chain.proceed(Phase.COMMIT)
         return None
     verdict = await chain.decide(Phase.COMMIT, "")
     # There is nothing to rewrite (the reference says so, too, and hangs).
