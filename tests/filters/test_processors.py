@@ -141,6 +141,8 @@ def test_events_of_a_filter_are_kept_longer_because_sessions_wait():
             place.box().report(event(text="x" * 10_000))
         assert place.box()._size <= MOST + 20_000 and "dropped" in place.log
         assert LINES_MOST > MOST > ROOM
+        played.reading.set()
+        await place.processors.told()
 
     play(scenario, filters, configuration("f"))
 

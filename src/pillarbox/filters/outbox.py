@@ -8,7 +8,7 @@ takes with it what was meant for it: questions fail at once.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol
 
 from pillarbox.errors import PillarboxError
@@ -220,11 +220,13 @@ class Outbox:
                 batch.append(item)
                 size += _ITEM + len(_content(item))
             self._in_flight += 1
-            self._background(self._tell(self.processor.life, batch, size))
+            # Said now, and waited for by a task: that begins a turn of the loop later.
+            said = self._filters.tell(self._teller, self.processor.number, self.processor.life, batch)
+            self._background(self._await_told(said, self.processor.life, batch, size))
 
-    async def _tell(self, life: int, batch: list[Told], size: int) -> None:
+    async def _await_told(self, said: Awaitable[None], life: int, batch: list[Told], size: int) -> None:
         try:
-            await self._filters.tell(self._teller, self.processor.number, life, batch)
+            await said
         except PillarboxError as error:
             if self.processor.life == life:
                 self._lose(batch, str(error))

@@ -6,12 +6,13 @@ processor. Sessions get from it their `Path` (`filters/chain` takes them along i
 
 import asyncio
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from typing import Any
 
 from pillarbox.conf.model import Config
 from pillarbox.errors import PillarboxError
-from pillarbox.filters.outbox import Outbox
+from pillarbox.filters.outbox import Flow, Outbox
 from pillarbox.filters.path import Path
 from pillarbox.filters.reports import Reports
 from pillarbox.log import Log
@@ -129,15 +130,21 @@ class Processors:
 
     # --- roles.filters.Filtered -------------------------------------------------------------------------------------
 
-    async def answered(self, number: int, life: int, answers: list[Answer]) -> None:
-        """What a processor answered. Returns when there is room for more of the messages that are in it."""
+    def answered(self, number: int, life: int, answers: list[Answer]) -> Coroutine[Any, Any, None]:
+        """What a processor answered: taken at once, not when there is time to wait for the call.
+
+        Returns when there is room for more of the messages that are in it.
+        """
         box = self._boxes.get(number)
-        if box is None or box.processor.life != life:
-            return
-        for answer in answers:
-            if isinstance(answer, Said):
-                self._take_said(box.processor.name, answer)
-        flows = dict.fromkeys(box.take(answers))
+        flows: list[Flow] = []
+        if box is not None and box.processor.life == life:
+            for answer in answers:
+                if isinstance(answer, Said):
+                    self._take_said(box.processor.name, answer)
+            flows = box.take(answers)
+        return self._drained(dict.fromkeys(flows))
+
+    async def _drained(self, flows: Iterable[Flow]) -> None:
         with suppress(TimeoutError):  # a message that is stuck may hold up the others only so far
             async with asyncio.timeout(HOLD_UP):
                 for flow in flows:
