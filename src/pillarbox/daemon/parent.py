@@ -21,6 +21,7 @@ import msgspec
 from pillarbox.daemon import activation, watchdog
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
 from pillarbox.daemon.child import Child
+from pillarbox.daemon.collector import spare_what_is_built
 from pillarbox.daemon.generations import Generations, for_role
 from pillarbox.daemon.members import LocalRole, Member, RemoteRole
 from pillarbox.daemon.parentservices import ParentServices
@@ -92,6 +93,7 @@ class Parent:
             await self._stop_children()
             return 1
         await self._services.start()
+        spare_what_is_built()
         self._log.info("info: ready")
         activation.notify(os.environ, "READY=1")
         await self._stop_requested.wait()

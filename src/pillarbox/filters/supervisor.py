@@ -104,6 +104,7 @@ class Supervised:
             name=self.proc.name,
             life=self.life,
             known=self._known,
+            failed=self._settled.is_set() and not self._known,
             phases=self._phases,
             events=self._events,
             fail_open=self.proc.fail_open,
