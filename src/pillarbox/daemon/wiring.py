@@ -80,6 +80,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (DISPATCHER, FILTER): {"filters": ("join", "tell")},
     (QUEUE, FILTER): {"filters": ("join", "tell")},
     (FILTER, DISPATCHER): {"filtered": ALL},
+    (FILTER, QUEUE): {"filtered": ("changed",)},
     (FILTER, PARENT): {"filter_programs": ALL},
     (QUEUE, LOOKUP): {
         "lookup": (
