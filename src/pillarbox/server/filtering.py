@@ -101,7 +101,7 @@ def ask(session: "Session", chain: Chain, step: "Step", args: str, effect: Calla
     if phase is None:
         return effect(args)
     if not chain.has(phase):
-        chain.proceed(phase)
+        chain.proceed(phase, _parameter(phase, args))
         return effect(args)
     return _asked(session, step, args, effect, chain.decide(phase, _parameter(phase, args)))
 

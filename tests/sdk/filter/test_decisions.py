@@ -1,6 +1,7 @@
 """What handlers decide, and what the server hears of it."""
 
 import asyncio
+import functools
 import threading
 from dataclasses import dataclass, field
 
@@ -320,3 +321,22 @@ def test_deliveries_are_heard_of_where_the_server_tells_of_them(caplog: pytest.L
             Delivery(1.5, "mda", "5", "0badcafe", "0badcafe00000001", "tempfail", "maildir", "alice", 12, "Error (a|b)")
         ]
         assert harness.sessions == []
+
+
+def test_whatever_can_be_called_can_be_a_handler() -> None:
+    class Object:
+        async def __call__(self, session: Session[object], address: str) -> None:
+            seen.append("object")
+
+        async def method(self, session: Session[object], address: str) -> None:
+            seen.append("method")
+
+    async def told(what: str, session: Session[object], address: str) -> None:
+        seen.append(what)
+
+    filter, seen = Filter(), list[str]()
+    for handler in (Object(), Object().method, functools.partial(told, "partial"), lambda *_: seen.append("lambda")):
+        filter.on.mail_from(handler)
+    with Harness(filter) as harness:
+        assert harness.session().ehlo().mail("a").accepted
+    assert seen == ["object", "method", "partial", "lambda"]
