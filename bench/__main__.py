@@ -7,22 +7,22 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import latency
+from bench import filters, latency
 from bench.disk import fresh_disk
 from bench.idle import Idle, raise_descriptors
-from bench.load import Sink, Source
+from bench.load import Sink, Source, finish
 from bench.servers import LOCAL, PORT, REMOTE, SERVERS, Missing, Pillarbox, Server, settle
 from tests import sandbox
 
-_DEADLINE = 180.0  # seconds a run may take
 _WARMUP = 100  # messages
 _MEMORY_DISPATCHERS = 2
 _CONNECTIONS = 1500  # of a run that measures latency
+_FILTERED = 3000  # messages of a run with filters
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,13 @@ def main() -> int:
             for way in latency.WAYS:
                 for name in names:
                     _measure_latency(name, way, _CONNECTIONS // share, rates, show=options.histogram)
+    if options.only in "filters":
+        for _ in range(reps):
+            for name in names:
+                _measure_filters(name, _FILTERED // share, rates)
     print(table(rates, names))
+    if options.only in "filters":
+        print(filters.aims(rates))
     return 0
 
 
@@ -107,7 +113,7 @@ def _run(server: Server, scenario: Scenario, messages: int) -> tuple[float, floa
     rcpt = LOCAL.replace("alice", server.user) if scenario.kind == "maildir" else REMOTE
     before = 0
     if scenario.kind != "relay":
-        _finish(Source(rcpt, _WARMUP, scenario.size, kept=scenario.kept), lambda: False)
+        finish(Source(rcpt, _WARMUP, scenario.size, kept=scenario.kept))
         before = _WARMUP if scenario.kind == "maildir" else 0
     sink = Sink(messages) if scenario.kind == "relay" else None
     try:
@@ -119,28 +125,12 @@ def _run(server: Server, scenario: Scenario, messages: int) -> tuple[float, floa
                 return sink.running()
             return scenario.kind == "maildir" and server.delivered() < messages + before
 
-        _finish(source, undelivered)
+        finish(source, undelivered)
         elapsed = time.perf_counter() - start
         return messages / elapsed, (server.cpu() - cpu) * 1000 / messages
     finally:
         if sink is not None:
             sink.stop()
-
-
-def _finish(source: Source, undelivered: Callable[[], bool]) -> None:
-    """Wait until all is sent and delivered. Raises RuntimeError."""
-    end = time.monotonic() + _DEADLINE
-    try:
-        while source.running() or undelivered():
-            if problem := source.problem():
-                raise RuntimeError(problem)
-            if time.monotonic() > end:
-                raise RuntimeError(f"not done after {_DEADLINE:.0f} s")
-            time.sleep(0.005)
-        if problem := source.problem():
-            raise RuntimeError(problem)
-    finally:
-        source.stop()
 
 
 def _measure_latency(name: str, way: str, count: int, rates: Rates, *, show: bool) -> None:
@@ -156,6 +146,20 @@ def _measure_latency(name: str, way: str, count: int, rates: Rates, *, show: boo
     rates[f"{row}: CPU ms/connection"][name].append(run.cpu)
     if show:
         print(f"{name}, {way}:\n{latency.histogram(run.taken)}")
+
+
+def _measure_filters(name: str, messages: int, rates: Rates) -> None:
+    """Every setting in turn, so that what the machine does meanwhile falls on all alike."""
+    for setting in filters.SETTINGS:
+        if name not in setting.servers:
+            continue
+        try:
+            rate, cpu = filters.measure(name, setting, messages)
+        except (Missing, RuntimeError) as failed:
+            _once(f"bench: {setting.name}, {name}, left out: {failed}")
+            continue
+        rates[setting.row][name].append(rate)
+        rates[f"{setting.name}: CPU ms/message"][name].append(cpu)
 
 
 def _measure_memory(name: str, rates: Rates) -> None:

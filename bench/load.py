@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Callable
 
 from bench.servers import PORT, SINK_PORT
 from tests.system.server import bound_ports, wait_for
@@ -10,6 +11,7 @@ SESSIONS = 20
 # Several processes, started apart: one opens all its sessions in one burst, which overflows a short listen backlog.
 _PROCESSES, _APART = 4, 0.015
 _SINK = f"127.0.0.1:{SINK_PORT}"
+_DEADLINE = 180.0  # seconds a run may take
 
 
 class Source:
@@ -75,3 +77,19 @@ class Sink:
         """End it."""
         self.process.kill()
         self.process.wait()
+
+
+def finish(source: Source, undelivered: Callable[[], bool] = lambda: False) -> None:
+    """Wait until all is sent and delivered. Raises RuntimeError."""
+    end = time.monotonic() + _DEADLINE
+    try:
+        while source.running() or undelivered():
+            if problem := source.problem():
+                raise RuntimeError(problem)
+            if time.monotonic() > end:
+                raise RuntimeError(f"not done after {_DEADLINE:.0f} s")
+            time.sleep(0.005)
+        if problem := source.problem():
+            raise RuntimeError(problem)
+    finally:
+        source.stop()

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from pillarbox.conf.model import Config, Criterion, Local, Relay, Rule, Table, TableKind
 from pillarbox.log import Log
-from pillarbox.roles.lookup import Client, MxHost, Recipient
+from pillarbox.roles.lookup import Client, MxHost, Recipient, ReverseName
 from pillarbox.routing.lookup import Lookup
 from pillarbox.routing.ruleset import Ruleset, Subject
 from pillarbox.tables.table import MemoryTable
@@ -143,6 +143,9 @@ class NoResolver:
 
     async def reverse_name(self, address: str) -> str:
         return ""
+
+    async def client_name(self, address: str) -> ReverseName:
+        return ReverseName()
 
 
 def bench_expand() -> None:

@@ -39,6 +39,7 @@ class Server:
 
     name = ""
     durable = True
+    declared, options = "", ""  # lines of the configuration before the listener, and what follows it in its line
 
     def __init__(self, folder: Path, *, deliver: bool, tls: bool = False) -> None:
         self.folder, self.deliver, self.tls = folder, deliver, tls
@@ -65,16 +66,19 @@ class Server:
         """The listener in the grammar of smtpd.conf(5)."""
         plain = f"listen on 127.0.0.1 port {PORT} hostname mx.bench.test"
         if not self.tls:
-            return plain + "\n"
+            return f"{self.declared}{plain}{self.options}\n"
         cert, key = self.certificate()
-        return f'pki "mx" cert "{cert}"\npki "mx" key "{key}"\n{plain} tls pki "mx"\n'
+        return f'pki "mx" cert "{cert}"\npki "mx" key "{key}"\n{self.declared}{plain} tls pki "mx"{self.options}\n'
 
     def start(self) -> None:
         """Start it and wait until it listens. Raises RuntimeError with the log."""
         self.setup()
         self.launch()
-        if not wait_for(lambda: PORT in bound_ports() and self.ready(), 30):
+        if not wait_for(lambda: self._ended() or (PORT in bound_ports() and self.ready()), 30) or self._ended():
             raise RuntimeError(f"{self.name} did not start: {self.log()}")
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def launch(self) -> None:
         """Start its processes."""

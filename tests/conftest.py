@@ -3,6 +3,8 @@ that need one are skipped with the reason."""
 
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,19 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     made = sandbox.WORK / f"test-{next(_numbers)}"
     made.mkdir()
     return made
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """For servers that live as long as the tests of a module: a folder that every user may reach.
+
+    Its name is short: paths of unix sockets have room for 107 bytes.
+    """
+    base = sandbox.WORK if sandbox.WORK.exists() and os.geteuid() == 0 else None
+    made = Path(tempfile.mkdtemp(prefix="pb-", dir=base))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture

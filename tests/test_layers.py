@@ -17,13 +17,13 @@ LAYERS = {
     2: ["smtp", "conf", "roles"],
     3: ["tables", "dns", "tls"],
     4: ["filters", "routing", "queue"],
-    5: ["server", "mta", "mda", "bounce"],
+    5: ["server", "mta", "mda", "bounce", "eventlog"],
     6: ["control", "web"],
     7: ["daemon"],
-    8: ["cli", "backends"],
+    8: ["cli", "backends", "milter"],
 }
 # Programs of their own, written on what everybody can write them on; they load nothing else of the server.
-STANDALONE = {"sdk": set(), "backends": {"sdk"}}
+STANDALONE = {"sdk": set(), "backends": {"sdk"}, "milter": {"sdk"}}
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 PURE = {"mail", "smtp", "conf", "roles"}
 # Everything that reads a clock, a file, a socket or another process. `conf` is handed `read(path)` for includes.

@@ -12,6 +12,7 @@ _ENTRIES = {
     "sendmail": ("sendmail", "main"),
     "smtpd": ("smtpd", "main"),
     "smtpd-convert": ("convert", "main"),
+    "smtpd-events": ("events", "main"),
     "makemap": ("makemap", "main"),
     "newaliases": ("newaliases", "main"),
 }

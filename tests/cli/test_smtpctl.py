@@ -15,6 +15,7 @@ import pytest
 
 from pillarbox.mail.envelope import Flag, Kind, encode_envelope
 from pillarbox.queue import schema
+from pillarbox.roles.filters import EVENTS, Status
 from pillarbox.roles.parent import Reloaded
 from pillarbox.routing.tokens import fits_token
 from pillarbox.smtp.sasl import verifier
@@ -232,6 +233,46 @@ def test_long_listings_come_whole() -> None:
     with serving() as server:
         server.queue.mta_lines["hosts"] = [f"host {n}" for n in range(2500)]
         assert ctl(server, "show", "hosts")[1] == server.queue.mta_lines["hosts"]
+
+
+def test_show_filters_is_a_line_for_each() -> None:
+    with serving() as server:
+        server.filters.rows = [
+            Status(
+                name="rspamd",
+                command='/usr/bin/filter-rspamd -s "x"',
+                state="running",
+                pid=4711,
+                since=time.time() - 125,
+                restarts=2,
+                waiting=3,
+                dropped=4,
+                phases=("commit", "data-line", "connect"),
+                events=(*(f"smtp-in {event}" for event in EVENTS), "smtp-out tx-rcpt", "smtp-out tx-mail"),
+            ),
+            Status(name="log", command="/log", state="down", since=time.time(), why="exec: \x1b not found"),
+        ]
+        assert ctl(server, "show", "filters")[1] == [
+            "rspamd running pid=4711 since=2m5s restarts=2 waiting=3 dropped=4 phases=connect,data-line,commit "
+            'events=smtp-in/*,smtp-out/tx-mail,smtp-out/tx-rcpt command="/usr/bin/filter-rspamd -s "x""',
+            "log down pid=- since=0s restarts=0 waiting=0 dropped=0 phases=- events=- "
+            'command="/log" why="exec: \\^[ not found"',
+        ]
+        server.filters.rows = [Status(name=f"f{n}", command="/f", state="running") for n in range(250)]
+        assert [line.split()[0] for line in ctl(server, "show", "filters")[1]] == [f"f{n}" for n in range(250)]
+
+
+def test_a_filter_is_restarted_by_its_name() -> None:
+    with serving() as server:
+        assert ctl(server, "restart", "filter", "f") == (0, ["command succeeded"], [])
+        assert ctl(server, "restart", "filter", "g") == (1, ["command failed: no such filter"], [])
+        assert server.filters.restarted == ["f", "g"]
+
+
+def test_the_log_level_reaches_the_filter_role() -> None:
+    with serving() as server:
+        assert ctl(server, "log", "verbose")[0] == 0
+        assert server.filters.verbose
 
 
 def test_show_stats_adds_up_the_dispatchers_and_is_sorted() -> None:

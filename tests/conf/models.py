@@ -396,4 +396,4 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 dhe = st.sampled_from(["none", "auto", "legacy"])
-directions = st.sampled_from(["smtp-in", "smtp-out"])
+directions = st.sampled_from(["smtp-in", "smtp-out", "mda"])

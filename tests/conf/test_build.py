@@ -265,8 +265,8 @@ def test_filters_and_processes() -> None:
         "match reject"
     )
     assert config.procs == {
-        "p": Proc(name="p", command="/bin/p", user="u", group="g", chroot="/r"),
-        "b": Proc(name="b", command="/bin/q"),
+        "p": Proc(name="p", command="/bin/p", user="u", group="g", chroot="/r", line=1, file="smtpd.conf"),
+        "b": Proc(name="b", command="/bin/q", line=3, file="smtpd.conf"),
     }
     assert config.filters["a"] == Filter(name="a", kind="proc", proc="p")
     assert config.filters["b"] == Filter(name="b", kind="proc-exec", proc="b")
@@ -285,11 +285,12 @@ def test_filters_and_processes() -> None:
 
 def test_reports_name_a_processor_and_smtp_is_both_ways() -> None:
     procs = 'proc p "/bin/p"\nproc q "/bin/q"\n'
-    config = load(f"{procs}report smtp on p\nreport smtp-out on q\nmatch reject")
+    config = load(f"{procs}report smtp on p\nreport smtp-out on q\nreport mda on q\nmatch reject")
     assert config.reports == (
         EventReport(direction="smtp-in", proc="p", line=3),
         EventReport(direction="smtp-out", proc="p", line=3),
         EventReport(direction="smtp-out", proc="q", line=4),
+        EventReport(direction="mda", proc="q", line=5),
     )
     assert first_error("report smtp-in on p\n") == "1: no processor exist with that name: p"
     assert first_error(f"{procs}report smtp on p\nreport smtp-in on p\n") == "4: smtp-in already reported on p"

@@ -83,6 +83,7 @@ smtp max-message-size 1048576 | smtp max-message-size 1.5g | smtp sub-addr-delim
 table t { a } | table t { a b } | table t { a => b, c = d } | table t "/list" | table t file:/list
 table t getpwnam | table t db:/list | table t sqlite:/list | table t proc:/bin/t | x = "y" | include "/nothing"
 report smtp-in on rspamd | report smtp-out on rspamd | report smtp on rspamd | dns resolver 127.0.0.1 port 53
+report mda on rspamd
 """
 
 

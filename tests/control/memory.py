@@ -22,6 +22,7 @@ from pillarbox.control.server import Control, Limits, local_name
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Kind
+from pillarbox.roles.filters import Status
 from pillarbox.roles.parent import Reloaded
 from pillarbox.roles.queue import QueueRow
 
@@ -237,6 +238,25 @@ class MemoryLookup:
         return
 
 
+class MemoryFilters:
+    """Has a few processors."""
+
+    def __init__(self) -> None:
+        self.rows = [Status(name="f", command="/f", state="running", pid=7)]
+        self.restarted: list[str] = []
+        self.verbose = False
+
+    async def show(self) -> list[Status]:
+        return self.rows
+
+    async def restart(self, name: str) -> bool:
+        self.restarted.append(name)
+        return name in {row.name for row in self.rows}
+
+    async def log_level(self, verbose: bool) -> None:
+        self.verbose = verbose
+
+
 class MemorySystem:
     """Notes that it was told to stop, and what it should remember."""
 
@@ -274,6 +294,7 @@ class Server:
         self.socket = places.control_socket(str(state))
         self.queue = MemoryQueue()
         self.dispatchers = [MemoryDispatcher(), MemoryDispatcher()]
+        self.filters = MemoryFilters()
         self.system = MemorySystem()
         self.output = io.StringIO()
         self.log = Log(self.output)
@@ -304,6 +325,7 @@ class Server:
             queue=self.queue,  # type: ignore[arg-type]
             dispatchers=self.dispatchers,  # type: ignore[arg-type]
             lookup=MemoryLookup(),  # type: ignore[arg-type]
+            filters=self.filters,  # type: ignore[arg-type]
             system=self.system,  # type: ignore[arg-type]
             log=self.log,
             now=time.monotonic,

@@ -21,6 +21,8 @@ REQUESTS = [
     wire.LogLevel(True),
     wire.Trace("smtp", True),
     wire.UpdateTable("aliases"),
+    wire.ShowFilters(100),
+    wire.RestartFilter("rspamd"),
     wire.Stop(),
     wire.Submit(),
 ]

@@ -11,7 +11,7 @@ import pytest
 from pillarbox.conf.model import Config, Table, TableKind
 from pillarbox.daemon import handed
 from pillarbox.daemon.check import find_table_program
-from pillarbox.daemon.handed import HandedPrograms
+from pillarbox.daemon.handed import HandedProgram, HandedPrograms
 from pillarbox.daemon.programs import Programs
 from pillarbox.daemon.tableprograms import TablePrograms
 from pillarbox.errors import TempFail
@@ -31,11 +31,19 @@ def executable(path: Path, text: str = 'echo "$0 $#" "$@"') -> Path:
     return path
 
 
+def program(
+    lookup: HandedPrograms, parent: "TablePrograms | Silent", generation: int = 1, table: str = "t"
+) -> HandedProgram:
+    return lookup.program(
+        lambda token: parent.start_table(generation, table, token), lambda grace: parent.stop_table(generation, table)
+    )
+
+
 async def said(programs: TablePrograms, generation: int, table: str) -> str:
     """What a program writes until it ends."""
-    lookup = HandedPrograms(programs)
+    lookup = HandedPrograms()
     programs.hand = lambda token, connection: lookup.add(token, connection.dup())
-    with await lookup.of(generation, table).start() as connection:
+    with await program(lookup, programs, generation, table).start() as connection:
         connection.setblocking(False)
         text = b""
         while part := await asyncio.get_running_loop().sock_recv(connection, 4096):
@@ -134,9 +142,9 @@ def test_a_socket_that_does_not_arrive_is_not_waited_for_long(monkeypatch: pytes
 
     async def body() -> None:
         quiet = Silent()
-        lookup = HandedPrograms(quiet)
+        lookup = HandedPrograms()
         with pytest.raises(TempFail, match="did not arrive"):
-            await lookup.of(1, "t").start()
+            await program(lookup, quiet).start()
         ours, theirs = socket.socketpair()
         with theirs:
             lookup.add(quiet.tokens[0], ours)  # too late
@@ -148,21 +156,21 @@ def test_a_socket_that_does_not_arrive_is_not_waited_for_long(monkeypatch: pytes
 def test_a_socket_that_nobody_asked_for_is_closed() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        HandedPrograms(Silent()).add(7, ours)
+        HandedPrograms().add(7, ours)
         assert closed(ours)
 
 
 def test_a_refusal_of_the_parent_is_told() -> None:
-    lookup = HandedPrograms(Silent(TempFail("not executable")))
+    refusing = Silent(TempFail("not executable"))
     with pytest.raises(TempFail, match="not executable"):
-        asyncio.run(lookup.of(1, "t").start())
+        asyncio.run(program(HandedPrograms(), refusing).start())
 
 
 def test_a_socket_that_arrives_for_who_gave_up_is_closed() -> None:
     async def body() -> None:
         quiet = Silent()
-        lookup = HandedPrograms(quiet)
-        starting = asyncio.ensure_future(lookup.of(1, "t").start())
+        lookup = HandedPrograms()
+        starting = asyncio.ensure_future(program(lookup, quiet).start())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         ours, theirs = socket.socketpair()

@@ -10,9 +10,6 @@ from pillarbox.errors import ConfigError
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"listeners": (Listener(id=0, line=4, socket=True, filter="f"),)}, "c:4: a filter on a listener "),
-        ({"actions": {"r": Relay(name="r", line=5, filter="f")}}, 'c:5: the filter of action "r" '),
-        ({"reports": (EventReport(direction="smtp-in", proc="p", line=7),)}, "c:7: report smtp-in "),
         ({"queue": QueueOptions(encryption="k" * 32)}, "c: queue encryption "),
     ],
 )
@@ -27,8 +24,9 @@ def test_a_configuration_that_is_served_passes():
     tables = {kind: Table(name=kind, kind=kind) for kind in TableKind}
     config = Config(
         hostname="h",
-        listeners=(Listener(id=1),),
-        actions={"l": Local(name="l", method="maildir")},
+        listeners=(Listener(id=1), Listener(id=0, socket=True, filter="f")),
+        actions={"l": Local(name="l", method="maildir"), "r": Relay(name="r", filter="f")},
+        reports=(EventReport(direction="smtp-in", proc="p"),),
         tables=tables,
         queue=QueueOptions(compression=True),
     )

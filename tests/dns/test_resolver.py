@@ -12,6 +12,7 @@ import pytest
 from pillarbox.dns import resolver as module
 from pillarbox.dns.resolver import Resolver, literal, system_nameservers
 from pillarbox.errors import PermFail, TempFail
+from pillarbox.roles.lookup import ReverseName
 
 ZONE = {
     ("mx.example.", "MX"): ["20 b.example.", "10 a.example."],
@@ -297,6 +298,16 @@ def test_reverse_names_are_confirmed():
         assert await it.resolver.reverse_name("192.0.2.9") == "plain.example"
         assert await it.resolver.reverse_name("192.0.2.77") == ""
         assert await it.resolver.reverse_name("local") == ""
+
+    play(go)
+
+
+def test_a_name_that_is_not_confirmed_is_told_as_such():
+    async def go(it):
+        assert await it.resolver.client_name("192.0.2.1") == ReverseName(name="a.example", fcrdns="pass")
+        unconfirmed = await it.resolver.client_name("192.0.2.3")
+        assert unconfirmed.name and unconfirmed.fcrdns == "fail" and not unconfirmed.confirmed
+        assert await it.resolver.client_name("192.0.2.77") == ReverseName()
 
     play(go)
 

@@ -8,8 +8,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pillarbox.filters.reports import Reports
 from pillarbox.mail import headers
 from pillarbox.mail.dsn import ReportedRecipient, StatusReport, report_head, report_tail
+from pillarbox.mta.events import LinkEvents, Passage
+from pillarbox.roles.filters import EVENTS, SMTP_OUT, Report
 from pillarbox.server.headers import Loop, Malformed, process
 from pillarbox.smtp import commands
 from pillarbox.smtp.client_events import Answered, BodyWanted, Finished, Ready, Recipient, TlsWanted, Transaction
@@ -106,16 +109,40 @@ def command_lines(data: bytes) -> None:
 
 
 def client_protocol(data: bytes) -> None:
-    """The client's side: whatever a server says, it does not raise, and each recipient has one result.
+    """The client's side: whatever a server says, it does not raise, and each recipient has one result. What is told
+    about it (`smtp-out`) holds together.
 
     The cut matters here, and must: what comes behind the answer to STARTTLS is an injection.
     """
     for manners in _MANNERS:
         for chunks in cuts(data):
-            _converse(Client(helo="h.example", **manners), chunks)
+            told: list[Report] = []
+            reports = Reports(
+                subsystem=SMTP_OUT, session=1, listeners=dict.fromkeys(EVENTS, (told.append,)), now=lambda: 0.0
+            )
+            events = LinkEvents(reports, lmtp=bool(manners.get("lmtp")), username="user")
+            events.connected("", ("127.0.0.1", 1000), ("::1", 25))
+            _converse(Client(helo="h.example", observer=events, **manners), events, chunks)
+            events.closed()
+            _holds_together(told)
 
 
-def _converse(client: Client, chunks: list[bytes]) -> None:
+def _holds_together(told: list[Report]) -> None:
+    """Transactions begin and end one after the other, and nothing is in between that does not belong to one."""
+    running = ""
+    for report in told:
+        assert "\n" not in report.text and "password" not in report.text, report
+        msgid = report.text.partition("|")[0]
+        if report.event == "tx-begin":
+            assert not running, told
+            running = msgid
+        elif report.event.startswith("tx-") and not (report.event == "tx-mail" and not running):
+            assert msgid == running, told
+            running = "" if report.event == "tx-reset" else running
+    assert (told[0].event, told[-1].event, running) == ("link-connect", "link-disconnect", ""), told
+
+
+def _converse(client: Client, events: LinkEvents, chunks: list[bytes]) -> None:
     begun, taken = 0, set[tuple[int, int]]()
     for chunk in chunks:
         if client.failed or client.closed:
@@ -130,7 +157,10 @@ def _converse(client: Client, chunks: list[bytes]) -> None:
                 continue
             elif isinstance(event, Ready | Finished) and begun < 5:
                 begun += 1
-                todo += client.begin(_transaction(begun))
+                transaction = _transaction(begun)
+                recipients = tuple([(number, r.address) for number, r in enumerate(transaction.recipients)])
+                events.begin(Passage(begun, transaction.sender, transaction.size, recipients))
+                todo += client.begin(transaction)
             elif isinstance(event, BodyWanted):
                 client.body_chunk(b"Subject: x\r\n\r\n.\r\n")
                 todo += client.body_end()

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from pillarbox.conf.model import Config, MtaLimits, Relay, Srs
 from pillarbox.errors import TempFail
+from pillarbox.filters.reports import Reports
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Kind, Notify, Outcome
 from pillarbox.mta.relay import Relays
 from pillarbox.mta.session import OutgoingSessions
 from pillarbox.roles.delivery import Attempt
+from pillarbox.roles.filters import EVENTS, SMTP_OUT
 from pillarbox.roles.lookup import MxHost
 
 CERTS = Path(__file__).parent.parent / "corpus/fixtures/certs"
@@ -148,9 +150,10 @@ class Material:
 
 
 class Mail:
-    """Relays and one dispatcher's sessions."""
+    """Relays and one dispatcher's sessions. `listened_to`: filters whose sessions' events are kept in `events`."""
 
-    def __init__(self, *actions: Relay, srs="", **limits):
+    def __init__(self, *actions: Relay, srs="", listened_to=(), **limits):
+        self.reports, self.listened_to = [], listened_to
         self.stream = io.StringIO()
         self.log = Log(self.stream)
         self.lookup, self.queue = Lookup(), Queue()
@@ -171,10 +174,21 @@ class Mail:
         self.queue.told = self.relays.settled
         self.sessions = OutgoingSessions(
             lookup=self.lookup, queue=self.queue, relays=self.relays, log=self.log, now=time.time,
-            tls_material=Material(),
+            tls_material=Material(), reports_for=self.reports_for,
         )  # fmt: skip
         self.relays.add_dispatcher(self.sessions)
         self.count = 0
+
+    def reports_for(self, order):
+        if order.filter not in self.listened_to:
+            return None
+        listeners = dict.fromkeys(EVENTS, (self.reports.append,))
+        return Reports(subsystem=SMTP_OUT, session=order.session, listeners=listeners, now=time.time)
+
+    @property
+    def events(self):
+        """What was told, as `event|fields`."""
+        return [f"{report.event}|{report.text}".rstrip("|") for report in self.reports]
 
     def send(self, *rcpts, body=b"Subject: x\r\n\r\n.dot\r\n", inline=True, sender="alice@example.org", **fields):
         """Hand one message over; its msgid."""

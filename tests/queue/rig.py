@@ -121,6 +121,19 @@ def sealed(envelope: Envelope) -> Sealed:
     return Sealed(data, seal(KEY, data))
 
 
+class Witnesses:
+    """Remembers what became of deliveries: (dest, result), or (dest, "expired")."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def ended(self, envelope: Envelope, outcome: Outcome) -> None:
+        self.told.append((envelope.dest, outcome.result.value))
+
+    def expired(self, envelope: Envelope) -> None:
+        self.told.append((envelope.dest, "expired"))
+
+
 class Rig:
     """What a test has in hand. `config` may be given; `fatal` collects what would end the role."""
 
@@ -128,7 +141,7 @@ class Rig:
         self.clock = clock
         self.output = io.StringIO()
         self.fatal: list[BaseException] = []
-        self.mta, self.mda, self.bouncer = Keeps(), Keeps(), Tells()
+        self.mta, self.mda, self.bouncer, self.witness = Keeps(), Keeps(), Tells(), Witnesses()
         self.store = SqliteStore(folder, monotonic=clock.monotonic, on_fatal=self.fatal.append)
         self.queue = Queue(
             store=self.store,
@@ -140,6 +153,7 @@ class Rig:
             monotonic=clock.monotonic,
             on_fatal=self.fatal.append,
             paused=paused,
+            witness=self.witness,
         )
         self.queue.register("mta", self.mta)
         self.queue.register("mda", self.mda)

@@ -503,3 +503,42 @@ def test_a_configuration_applies_to_mail_already_queued(tmp_path: Path) -> None:
             assert (await r.queue.show(0, 1))[0].expire == T0 + 5
 
     run(main)
+
+
+def test_outcomes_are_witnessed_once_and_only_when_they_are_on_disk(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await r.send("alice@example.org", kind=Kind.MDA)
+            (attempt,) = await r.attempts(1, of=r.mda)
+            settling = asyncio.ensure_future(r.settle([attempt], Result.OK))
+            await asyncio.sleep(0)
+            assert r.witness.told == []  # it is on its way to the disk
+            await settling
+            await r.settle([attempt], Result.OK)  # repeated, as its deliverer may
+            assert r.witness.told == [("alice@example.org", "ok")]
+
+    run(main)
+
+
+def test_attempts_that_fail_and_the_end_of_time_are_witnessed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, config=make_config(queue=QueueOptions(ttl=15))) as r:
+            await r.send("alice@example.org", kind=Kind.MDA)
+            (attempt,) = await r.attempts(1, of=r.mda)
+            await r.settle([attempt], Result.TEMPFAIL, errorline="disk full")
+            await r.advance(20)
+            assert r.witness.told == [("alice@example.org", "tempfail"), ("alice@example.org", "expired")]
+
+    run(main)
+
+
+def test_what_was_removed_meanwhile_is_not_witnessed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await r.send("alice@example.org", kind=Kind.MDA)
+            (attempt,) = await r.attempts(1, of=r.mda)
+            assert await r.queue.remove(0) == 1
+            await r.settle([attempt], Result.OK)
+            assert r.witness.told == []
+
+    run(main)

@@ -8,7 +8,7 @@ from pillarbox.daemon.plans import Plans
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope
-from pillarbox.roles.lookup import Client, Login, Recipient
+from pillarbox.roles.lookup import Client, Login, Recipient, ReverseName
 from pillarbox.roles.parent import TableFile
 from pillarbox.routing.lookup import Lookup
 
@@ -110,6 +110,9 @@ class Names:
 
     async def reverse_name(self, address):
         return f"name-of-{address}"
+
+    async def client_name(self, address):
+        return ReverseName(name=f"name-of-{address}", fcrdns="pass")
 
 
 def make_lookup(config=None, *, parent=None, stream=None, now=lambda: NOW):

@@ -11,11 +11,14 @@ from pillarbox.conf.model import Config, Listener
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Flag, Kind, Sealed, encode_envelope
-from pillarbox.roles.lookup import Expansion, Login, Recipient
+from pillarbox.roles.lookup import Expansion, FilterCase, FilterOutcome, Login, Recipient, ReverseName
 from pillarbox.roles.queue import NewMessage
 from pillarbox.routing.admit import Admission
+from pillarbox.routing.filtering import BuiltinFilters
 from pillarbox.server.listener import Server
 from pillarbox.smtp.sasl import verifier
+from pillarbox.tables.table import Table
+from tests.filters.memory import Background, MemoryFilters, make_processors
 
 ALICE = verifier.make("alice-pw", salt=b"saltsaltsalt", iterations=4096)
 
@@ -31,6 +34,7 @@ class MemoryLookup:
         self.host_names: dict[str, str | TempFail] = {}
         self.admission = Admission(now=asyncio.get_running_loop().time)
         self.config: Config | None = None
+        self.tables: dict[str, Table] = {}
         self.proxies = {"127.0.0.1"}
         self._next = 0
 
@@ -81,8 +85,15 @@ class MemoryLookup:
         )
         return Expansion(envelopes=(Sealed(encode_envelope(envelope), b"seal"),))
 
-    async def reverse_name(self, address: str) -> str:
-        return self.names.get(address, "")
+    async def filter(self, case: FilterCase) -> FilterOutcome:
+        if self.fail:
+            raise TempFail("lookup is being restarted")
+        assert self.config is not None
+        return await BuiltinFilters(self.config, self.tables).decide(case)
+
+    async def client_name(self, address: str) -> ReverseName:
+        found = self.names.get(address, "")
+        return ReverseName(name=found, fcrdns="pass") if found else ReverseName()
 
     async def authenticate(self, login: Login, password: str) -> bool:
         if self.fail:
@@ -235,12 +246,14 @@ async def world(
     config: Config | None = None,
     contexts: dict[int, ssl.SSLContext] | None = None,
     max_sessions: int = 100,
+    filters: MemoryFilters | None = None,
 ) -> AsyncIterator[World]:
-    """A running server; everything is closed behind it."""
+    """A running server; everything is closed behind it. `filters`: with the processors of the configuration."""
     listener = listener or Listener(id=1, hostname="mail.example.org")
     config = config or Config(hostname="host.example.org", listeners=(listener,))
     lookup, queue, text = MemoryLookup(), MemoryQueue(), io.StringIO()
     lookup.config = config
+    background = Background()
     server = Server(
         config=config,
         lookup=lookup,  # type: ignore[arg-type]
@@ -248,6 +261,8 @@ async def world(
         log=Log(text),
         now=lambda: 86400.0 * 365,
         tls_contexts=contexts or {},
+        processors=make_processors(filters or MemoryFilters(), Log(text), background),
+        control_socket="/run/smtpd.sock",
         max_sessions=max_sessions,
         auth_delay=lambda: 0.0,
     )
@@ -257,3 +272,4 @@ async def world(
             yield World(server, lookup, queue, text, listening.getsockname()[1])
         finally:
             await server.drain(0.1)
+            background.stop()

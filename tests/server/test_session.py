@@ -11,6 +11,7 @@ import pytest
 from pillarbox.conf.model import Config, Listener, SmtpOptions
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.mail.envelope import Notify
+from pillarbox.roles.lookup import ReverseName
 from pillarbox.roles.queue import INLINE_BODY
 from pillarbox.server import session
 from pillarbox.server.commands import rcpt
@@ -451,11 +452,11 @@ def test_the_banner_does_not_wait_for_the_reverse_name():
     async def scenario(w: World) -> None:
         gate = asyncio.Event()
 
-        async def slow(address: str) -> str:
+        async def slow(address: str) -> ReverseName:
             await gate.wait()
-            return "slow.example"
+            return ReverseName(name="slow.example", fcrdns="pass")
 
-        w.lookup.reverse_name = slow  # type: ignore[method-assign]
+        w.lookup.client_name = slow  # type: ignore[method-assign]
         c = await w.greeted()
         assert (await c.send("MAIL FROM:<s@x.example>"))[:3] == "250"
         assert w.log == []

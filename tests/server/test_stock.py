@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 import pytest
 
 from pillarbox.errors import TempFail
+from pillarbox.roles.lookup import ReverseName
 from pillarbox.server import names as module
 from pillarbox.server.msgids import BLOCK, MessageIds
 from pillarbox.server.names import TTL, ReverseNames
@@ -63,11 +64,11 @@ class Names:
         self.asked = 0
         self.fail = False
 
-    async def reverse_name(self, address: str) -> str:
+    async def client_name(self, address: str) -> ReverseName:
         self.asked += 1
         if self.fail:
             raise TempFail("lookup is away")
-        return f"name-of-{address}"
+        return ReverseName(name=f"name-of-{address}", fcrdns="pass")
 
 
 def test_names_are_asked_once_and_again_after_a_while():
@@ -75,7 +76,7 @@ def test_names_are_asked_once_and_again_after_a_while():
         lookup, now = Names(), [0.0]
         names = ReverseNames(lookup=lookup, monotonic=lambda: now[0], background=Background())  # type: ignore[arg-type]
         both = await asyncio.gather(names.ask("192.0.2.1"), names.ask("192.0.2.1"))
-        assert both == ["name-of-192.0.2.1"] * 2 and lookup.asked == 1
+        assert [one.confirmed for one in both] == ["name-of-192.0.2.1"] * 2 and lookup.asked == 1
         now[0] = TTL + 1
         await names.ask("192.0.2.1")
         assert lookup.asked == 2
@@ -88,9 +89,9 @@ def test_no_answer_is_no_name_and_not_remembered():
         lookup = Names()
         names = ReverseNames(lookup=lookup, monotonic=lambda: 0.0, background=Background())  # type: ignore[arg-type]
         lookup.fail = True
-        assert await names.ask("192.0.2.1") == ""
+        assert await names.ask("192.0.2.1") == ReverseName(fcrdns="error")
         lookup.fail = False
-        assert await names.ask("192.0.2.1") == "name-of-192.0.2.1"
+        assert (await names.ask("192.0.2.1")).name == "name-of-192.0.2.1"
 
     asyncio.run(inside())
 
@@ -100,16 +101,17 @@ def test_sessions_wait_for_a_name_only_so_long_and_a_late_one_serves_the_next(mo
 
     async def inside() -> None:
         class Slow(Names):
-            async def reverse_name(self, address: str) -> str:
+            async def client_name(self, address: str) -> ReverseName:
                 await answered.wait()
-                return await super().reverse_name(address)
+                return await super().client_name(address)
 
         answered, lookup, background = asyncio.Event(), Slow(), Background()
         names = ReverseNames(lookup=lookup, monotonic=lambda: 0.0, background=background)  # type: ignore[arg-type]
-        assert await asyncio.gather(names.ask("192.0.2.1"), names.ask("192.0.2.1")) == ["", ""]
-        assert await names.ask("192.0.2.1") == ""  # the same lookup, known to be slow
+        nobody = ReverseName(fcrdns="error")
+        assert await asyncio.gather(names.ask("192.0.2.1"), names.ask("192.0.2.1")) == [nobody, nobody]
+        assert await names.ask("192.0.2.1") == nobody  # the same lookup, known to be slow
         answered.set()
         await asyncio.gather(*background.tasks)
-        assert await names.ask("192.0.2.1") == "name-of-192.0.2.1" and lookup.asked == 1
+        assert (await names.ask("192.0.2.1")).name == "name-of-192.0.2.1" and lookup.asked == 1
 
     asyncio.run(inside())

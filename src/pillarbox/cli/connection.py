@@ -15,6 +15,7 @@ _REPEATABLE = (
     wire.ShowMta,
     wire.ShowStats,
     wire.ShowStatus,
+    wire.ShowFilters,
     wire.Explain,
 )
 

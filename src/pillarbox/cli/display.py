@@ -1,8 +1,9 @@
 """Lines of smtpctl(8), in the reference's forms. Pure: values in, text out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pillarbox.mail.envelope import Envelope, Flag, Kind
+from pillarbox.roles.filters import EVENTS, MDA, MDA_EVENTS, SMTP_IN, SMTP_OUT, Phase, Status
 from pillarbox.roles.queue import QueueRow
 
 ENVELOPE_VERSION = 3  # of the reference's spool, whose form this is
@@ -79,6 +80,34 @@ def envelope_lines(e: Envelope) -> list[str]:
     if e.kind is Kind.MDA:
         fields += [("mda-exec", e.mda_exec), ("mda-subaddress", e.mda_subaddress), ("mda-user", e.mda_user)]
     return [f"{name}: {_one_line(str(value))}" for name, value in fields if value != ""]
+
+
+def filter_line(status: Status, now: int) -> str:
+    """One line of `show filters`: name and state, then `key=value`."""
+    fields: list[tuple[str, object]] = [
+        ("pid", status.pid or "-"),
+        ("since", duration(max(0, now - int(status.since)))),
+        ("restarts", status.restarts),
+        ("waiting", status.waiting),
+        ("dropped", status.dropped),
+        ("phases", ",".join(_grouped(status.phases, [str(phase) for phase in Phase])) or "-"),
+        ("events", ",".join(_events(status.events)) or "-"),
+        ("command", f'"{visible(status.command)}"'),
+    ]
+    if status.why:
+        fields.append(("why", f'"{visible(status.why)}"'))
+    return f"{visible(status.name)} {status.state} " + " ".join(f"{name}={value}" for name, value in fields)
+
+
+def _events(events: Sequence[str]) -> Iterator[str]:
+    for subsystem, every in ((SMTP_IN, EVENTS), (SMTP_OUT, EVENTS), (MDA, MDA_EVENTS)):
+        names = [event.removeprefix(f"{subsystem} ") for event in events if event.startswith(f"{subsystem} ")]
+        yield from (f"{subsystem}/{name}" for name in _grouped(names, every))
+
+
+def _grouped(names: Sequence[str], every: Sequence[str]) -> list[str]:
+    """All of them in the order in which they happen; `*` where none is missing."""
+    return ["*"] if set(names) == set(every) else [name for name in every if name in names]
 
 
 def stats_lines(values: dict[str, int]) -> Iterator[str]:

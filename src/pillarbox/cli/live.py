@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pillarbox import places
 from pillarbox.cli.connection import Connection, ControlError, NotRunning
 from pillarbox.control import wire
+from pillarbox.roles.filters import Status
 from pillarbox.roles.queue import QueueRow
 
 
@@ -73,6 +74,16 @@ class Live:
                 return
             yield from answer.lines
             shown += len(answer.lines)
+
+    def filters(self) -> Iterator[Status]:
+        """The processors of filters."""
+        shown = 0
+        while True:
+            answer = self.look(wire.ShowFilters(shown))
+            if not isinstance(answer, wire.FilterRows) or not answer.rows:
+                return
+            yield from answer.rows
+            shown += len(answer.rows)
 
     def config(self) -> Iterator[str]:
         """The running configuration, in pieces."""

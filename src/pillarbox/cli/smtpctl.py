@@ -87,6 +87,8 @@ class Smtpctl:
         g.add("encrypt <str>", self._encrypt())
         g.add("spf walk", self._spf_walk)
         g.add("spf walk <str>", self._spf_walk, listed=False)
+        g.add("show filters", self._show_filters, listed=False)
+        g.add("restart filter <str>", self._restart_filter, listed=False)
         g.add("stop", self._plain(wire.Stop()), listed=False)
         g.add("reload", self._reload, listed=False)
         return g
@@ -156,6 +158,14 @@ class Smtpctl:
 
     def _update_table(self, values: list[Value]) -> int:
         return self._report(wire.UpdateTable(str(values[0])))
+
+    def _show_filters(self, _: list[Value]) -> int:
+        for status in self.server.filters():
+            print(display.filter_line(status, int(time.time())))
+        return 0
+
+    def _restart_filter(self, values: list[Value]) -> int:
+        return self._report(wire.RestartFilter(str(values[0])))
 
     def show_queue(self, values: list[Value]) -> int:
         """`show queue [msgid]`, and mailq."""

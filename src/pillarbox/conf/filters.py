@@ -1,5 +1,7 @@
 """`proc`, `filter` and `report` → `Proc`, `Filter` and `EventReport`."""
 
+from typing import Any
+
 import msgspec
 
 from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word, words
@@ -17,7 +19,7 @@ def build_proc(draft: Draft, node: Node) -> None:
 
 
 def build_report(draft: Draft, node: Node) -> None:
-    """`report smtp-in|smtp-out|smtp on PROC`: `smtp` is both."""
+    """`report smtp-in|smtp-out|smtp|mda on PROC`: `smtp` is incoming and outgoing."""
     name = word(node)
     if name not in draft.procs:
         raise Wrong(token(node), f"no processor exist with that name: {name}", names=draft.procs, near=name)
@@ -70,14 +72,14 @@ def build_filter_phase(draft: Draft, node: Node) -> None:
 
 
 def _proc(draft: Draft, node: Node) -> Proc:
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     for part in options(node):
         what = str(part.data).removeprefix("proc_")
         with draft.collecting():
             if what in given:
                 raise Wrong(part, f"{what} already specified for this processor")
             given[what] = word(part)
-    return Proc(name=word(node), command=word(node, 1), **given)
+    return Proc(name=word(node), command=word(node, 1), line=draft.line, file=draft.source.name, **given)
 
 
 def _new_filter(draft: Draft, node: Node) -> str:

@@ -187,13 +187,21 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
 
 
 class Proc(msgspec.Struct, frozen=True, kw_only=True):
-    """`proc NAME "command"` and the process of a `proc-exec` filter."""
+    """`proc NAME "command"` and the process of a `proc-exec` filter.
+
+    Ours are `timeout` (seconds for an answer), `fail_open` (sessions go on without it), and `protocol`.
+    """
 
     name: str
     command: str
     user: str = ""
     group: str = ""
     chroot: str = ""
+    timeout: int = 60
+    fail_open: bool = False
+    protocol: str = "0.7"  # the version of smtpd-filters(7) that it speaks
+    line: int = 0
+    file: str = ""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,9 +222,9 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`report smtp-in|smtp-out on PROC` (ours): the events of these sessions go to a processor."""
+    """`report smtp-in|smtp-out|mda on PROC` (ours): the events of these sessions, or deliveries, go to a processor."""
 
-    direction: str  # smtp-in, smtp-out
+    direction: str  # smtp-in, smtp-out, mda
     proc: str
     line: int = 0
 

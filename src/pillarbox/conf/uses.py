@@ -98,6 +98,7 @@ class _Renumbered:
             listeners=listeners,
             actions=actions,
             rules=rules,
+            procs={n: msgspec.structs.replace(proc, line=0, file="") for n, proc in old.procs.items()},
             reports=tuple(msgspec.structs.replace(report, line=0) for report in old.reports),
         )
 

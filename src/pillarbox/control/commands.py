@@ -13,6 +13,7 @@ from pillarbox.control import wire
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.roles.dispatcher import Incoming
+from pillarbox.roles.filters import Filters
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.parent import System
 from pillarbox.roles.queue import INLINE_BODY, Queue, QueueRow
@@ -45,6 +46,7 @@ class Commands:
         queue: Queue,
         dispatchers: list[Incoming],
         lookup: Lookup,
+        filters: Filters,
         system: System,
         log: Log,
         now: Callable[[], float],
@@ -52,6 +54,7 @@ class Commands:
         self._queue = queue
         self._dispatchers = dispatchers
         self._lookup = lookup
+        self._filters = filters
         self._system = system
         self._log = log
         self._now = now
@@ -67,6 +70,7 @@ class Commands:
             wire.ShowStats: self._show_stats,
             wire.ShowStatus: self._show_status,
             wire.ShowConfig: self._show_config,
+            wire.ShowFilters: self._show_filters,
             wire.Change: self._change,
             wire.Pause: self._pause,
             wire.PauseRoute: self._pause_route,
@@ -74,6 +78,7 @@ class Commands:
             wire.LogLevel: self._log_level,
             wire.Trace: self._trace,
             wire.UpdateTable: self._update_table,
+            wire.RestartFilter: self._restart_filter,
             wire.Explain: self._explain,
             wire.Stop: self._stop,
             wire.Reload: self._reload,
@@ -122,6 +127,10 @@ class Commands:
         if request.generation not in (-1, generation):
             return wire.Failed("the configuration was replaced meanwhile")
         return wire.Text(generation, text)
+
+    async def _show_filters(self, request: wire.ShowFilters) -> wire.Answer:
+        rows = await self._filters.show()
+        return wire.FilterRows(rows[request.after : request.after + wire.PAGE_FILTERS])
 
     async def _change(self, request: wire.Change) -> wire.Answer:
         match request.verb:
@@ -188,7 +197,7 @@ class Commands:
         """Debug lines are one level here: tracing anything turns them on, tracing nothing more turns them off."""
         verbose = self._verbose or bool(self._traced)
         self._log.verbose = verbose
-        roles: tuple[_Logging, ...] = (self._system, self._queue, self._lookup, *self._dispatchers)
+        roles: tuple[_Logging, ...] = (self._system, self._queue, self._lookup, self._filters, *self._dispatchers)
         for role in roles:
             try:
                 await role.log_level(verbose)
@@ -197,6 +206,12 @@ class Commands:
 
     async def _update_table(self, request: wire.UpdateTable) -> wire.Answer:
         return wire.Done() if await self._lookup.update_table(request.name) else wire.Failed()
+
+    async def _restart_filter(self, request: wire.RestartFilter) -> wire.Answer:
+        if not await self._filters.restart(request.name):
+            return wire.Failed("no such filter")
+        self._log.info(f"info: restart of filter {request.name} requested by smtpctl")
+        return wire.Done()
 
     async def _explain(self, request: wire.Explain) -> wire.Answer:
         return wire.Explained(await self._lookup.explain(request.question))

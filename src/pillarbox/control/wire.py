@@ -12,6 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from pillarbox.roles.explain import Explanation, Question
+from pillarbox.roles.filters import Status
 from pillarbox.roles.queue import QueueRow
 
 MAGIC = b"PBC"
@@ -23,6 +24,7 @@ ANSWER_MAX = 4 * 1024 * 1024
 # A page ends at this many rows or bytes, whichever is first.
 PAGE_ROWS = 1000
 PAGE_BYTES = 512 * 1024
+PAGE_FILTERS = 100
 
 # Why a `Submit` failed: the client leaves by these.
 SMTP_PAUSED = "server disallowed submission request"
@@ -81,6 +83,12 @@ class ShowConfig(msgspec.Struct, frozen=True, tag="config", array_like=True):
     offset: int = 0
 
 
+class ShowFilters(msgspec.Struct, frozen=True, tag="filters", array_like=True):
+    """The processors of filters, from number `after` on → `FilterRows`, empty at the end."""
+
+    after: int = 0
+
+
 class Change(msgspec.Struct, frozen=True, tag="change", array_like=True):
     """`verb` (schedule, remove, pause, resume, discover) applied to an evpid, a msgid, or 0 = all → `Count`."""
 
@@ -129,6 +137,12 @@ class UpdateTable(msgspec.Struct, frozen=True, tag="table", array_like=True):
     name: str
 
 
+class RestartFilter(msgspec.Struct, frozen=True, tag="restart-filter", array_like=True):
+    """End a processor and start it again → `Done`."""
+
+    name: str
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """End the server → `Done`."""
 
@@ -151,6 +165,12 @@ class Rows(msgspec.Struct, frozen=True, tag="rows", array_like=True):
     """A page of the queue; an empty one is the end."""
 
     rows: list[QueueRow]
+
+
+class FilterRows(msgspec.Struct, frozen=True, tag="filter-rows", array_like=True):
+    """A page of processors."""
+
+    rows: list[Status]
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece", array_like=True):
@@ -223,6 +243,7 @@ Request: TypeAlias = (
     | ShowStats
     | ShowStatus
     | ShowConfig
+    | ShowFilters
     | Change
     | Pause
     | PauseRoute
@@ -230,13 +251,14 @@ Request: TypeAlias = (
     | LogLevel
     | Trace
     | UpdateTable
+    | RestartFilter
     | Explain
     | Stop
     | Reload
     | Submit
 )
 Answer: TypeAlias = (
-    Rows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Reloaded | Missing | Denied
+    Rows | FilterRows | Piece | Text | Lines | Numbers | Count | Explained | Done | Failed | Reloaded | Missing | Denied
 )
 
 _encode = msgspec.msgpack.Encoder().encode

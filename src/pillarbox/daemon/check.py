@@ -32,7 +32,7 @@ from pillarbox.tables.patterns import parse_network
 MAX_FILE = 1 << 30  # bytes; a table may be large
 CERT_MODE = 0o755  # at most, as the reference demands
 KEY_MODE = 0o740
-TABLE_PROGRAMS = (  # where the reference's packages put table-NAME
+PACKAGES = (  # where the reference's packages put table-NAME and filter-NAME
     "/usr/local/libexec/smtpd",
     "/usr/local/libexec/opensmtpd",
     "/usr/libexec/opensmtpd",
@@ -98,7 +98,7 @@ def _say(output: TextIO, *lines: str) -> None:
 class Machine:
     """The `Checker` of this machine."""
 
-    def __init__(self, *, table_programs: Sequence[str] = TABLE_PROGRAMS) -> None:
+    def __init__(self, *, table_programs: Sequence[str] = PACKAGES) -> None:
         self._table_programs = table_programs
 
     def local_addresses(self) -> Sequence[str]:
@@ -179,10 +179,14 @@ class Machine:
         return f"failed to load CA file {path}: {fault}" if fault else ""
 
 
-def find_table_program(backend: str, folders: Sequence[str] = TABLE_PROGRAMS) -> str:
-    """The path of `table-BACKEND`: beside our own programs, with the reference's packages, or in PATH; "": none."""
-    program = f"table-{backend}"
-    if "/" in backend or "\0" in backend:
+def find_table_program(backend: str, folders: Sequence[str] = PACKAGES) -> str:
+    """The path of `table-BACKEND`; "": none."""
+    return find_program(f"table-{backend}", folders)
+
+
+def find_program(program: str, folders: Sequence[str] = PACKAGES) -> str:
+    """The path of a program: beside our own, with the reference's packages, or in PATH; "": none."""
+    if "/" in program or "\0" in program:
         return ""
     for folder in (places.libexec(), *folders):
         path = os.path.join(folder, program)

@@ -1,29 +1,31 @@
-"""The programs of tables, in lookup: the parent is asked for them, and their sockets are handed over.
+"""Programs that are not ours, in the role that talks to them: it asks the parent, which hands their sockets over.
 
-A socket travels over the channel between parent and lookup (`daemon/channel`), or is handed over within one process.
-A lookup that was started again asks for new programs, which ends those of its predecessor.
+A socket travels over the channel between parent and role (`daemon/channel`), or is handed over within one process.
+A role that was started again asks for new programs, which ends those of its predecessor.
 """
 
 import asyncio
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 
 from pillarbox.errors import TempFail
-from pillarbox.roles.parent import Programs
 
 ARRIVAL = 5.0  # seconds for a socket to arrive after the parent said that it had sent it
 
+Start = Callable[[int], Awaitable[int | None]]  # asks the parent to start it, under this token; returns its pid
+Stop = Callable[[float], Awaitable[None]]  # asks the parent to end it, after so many seconds at the latest
+
 
 class HandedPrograms:
-    """In lookup: asks the parent for programs, and takes their sockets as they arrive (`add`)."""
+    """In a role: asks the parent for programs, and takes their sockets as they arrive (`add`)."""
 
-    def __init__(self, parent: Programs) -> None:
-        self._parent = parent
+    def __init__(self) -> None:
         self._expected: dict[int, asyncio.Future[socket.socket]] = {}
 
-    def of(self, generation: int, table: str) -> "HandedProgram":
-        """The program of a table."""
-        return HandedProgram(self._parent, self._expected, generation, table)
+    def program(self, start: Start, stop: Stop) -> "HandedProgram":
+        """One that is started and ended so."""
+        return HandedProgram(self._expected, start, stop)
 
     def add(self, token: int, connection: socket.socket) -> None:
         """A socket has arrived."""
@@ -35,15 +37,13 @@ class HandedPrograms:
 
 
 class HandedProgram:
-    """Implements `tables.program.Program`."""
+    """Implements `tables.program.Program` and `filters.supervisor.Program`."""
 
-    def __init__(
-        self, parent: Programs, expected: "dict[int, asyncio.Future[socket.socket]]", generation: int, table: str
-    ) -> None:
-        self._parent = parent
+    def __init__(self, expected: "dict[int, asyncio.Future[socket.socket]]", start: Start, stop: Stop) -> None:
         self._expected = expected
-        self._generation = generation
-        self._table = table
+        self._start = start
+        self._stop = stop
+        self.pid = 0
 
     async def start(self) -> socket.socket:
         """See `Program`."""
@@ -51,7 +51,7 @@ class HandedProgram:
         arriving: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
         self._expected[token] = arriving
         try:
-            await self._parent.start_table(self._generation, self._table, token)
+            self.pid = await self._start(token) or 0
             async with asyncio.timeout(ARRIVAL):
                 return await arriving
         except TimeoutError:
@@ -63,6 +63,6 @@ class HandedProgram:
         finally:
             self._expected.pop(token, None)
 
-    async def stop(self) -> None:
+    async def stop(self, grace: float = 0.0) -> None:
         """See `Program`."""
-        await self._parent.stop_table(self._generation, self._table)
+        await self._stop(grace)

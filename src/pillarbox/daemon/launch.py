@@ -15,6 +15,7 @@ from pillarbox import __version__, places
 from pillarbox.conf.model import Config
 from pillarbox.daemon import activation, interfaces, lock, privileges
 from pillarbox.daemon.check import log_warnings
+from pillarbox.daemon.filterprograms import check_processors
 from pillarbox.daemon.generations import read_generation
 from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.unserved import refuse_unserved
@@ -213,6 +214,7 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
     """Bind, prepare, start; returns the exit status when the server has ended. Raises ConfigError, PillarboxError."""
     refuse_unserved(config)
     as_root = os.geteuid() == 0
+    check_processors(config, as_root=as_root)
     one_process = settings.one_process or not as_root
     os.umask(0o022)
     privileges.raise_descriptor_limit()

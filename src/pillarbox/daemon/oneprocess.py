@@ -17,11 +17,11 @@ from pillarbox.daemon.retirement import Retirement
 from pillarbox.daemon.role import Role
 from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot, Generation, Settings
-from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
 
-_NAMES = (LOOKUP, QUEUE, f"{DISPATCHER}.0", CONTROL)
+_NAMES = (LOOKUP, QUEUE, FILTER, f"{DISPATCHER}.0", CONTROL)
 
 
 async def run(first: Generation, settings: Settings, sockets: launch.Sockets, log: Log) -> int:
@@ -89,6 +89,7 @@ async def _join(
     roles = {name: await BUILDERS[kind(name)](boot, peers[name], log) for name in _NAMES}
     services = {name: role.services for name, role in roles.items()} | {PARENT: parent.services}
     parent.programs.hand = lambda token, connection: roles[LOOKUP].add_program(token, connection.dup())
+    parent.filter_programs.hand = lambda token, connection: roles[FILTER].add_program(token, connection.dup())
     for mine in peers.values():
         for name in mine.ports:
             mine.attach_local(name, services[name])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from pillarbox.daemon.parentservices import ParentServices
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.privileges import Account
 from pillarbox.daemon.settings import Boot, Settings
-from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE, neighbours
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE, neighbours
 from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
 from pillarbox.roles.deadlines import GATHERING
@@ -40,7 +41,7 @@ _BACKOFF_MAX = 30.0
 _BACKOFF_STEPS = 16  # it is long enough then
 
 # Each joins those before it; the others are joined as they start.
-_ORDER = (LOOKUP, QUEUE, CONTROL, DISPATCHER)
+_ORDER = (LOOKUP, QUEUE, FILTER, CONTROL, DISPATCHER)
 
 
 class Parent:
@@ -68,7 +69,8 @@ class Parent:
         self._log = log
         self._seal_key = os.urandom(32)
         peers.on_faulty = self._end_faulty
-        services.programs.hand = self._hand_program
+        services.programs.hand = partial(self._hand_program, LOOKUP)
+        services.filter_programs.hand = partial(self._hand_program, FILTER)
         self._accounts = accounts
         self._names = [n for role in _ORDER for n in _processes(role, settings.dispatchers)]
         self._children: dict[str, Child] = {}
@@ -210,10 +212,10 @@ class Parent:
             late = ", ".join(c.name for c in self._children.values() if not c.ready.is_set())
             raise PillarboxError(f"not ready after {START_DEADLINE:.0f} seconds: {late}") from None
 
-    def _hand_program(self, token: int, connection: socket.socket) -> None:
-        lookup = self._children.get(LOOKUP)
-        if lookup is not None:
-            lookup.channel.send("program", {str(token): connection.fileno()})
+    def _hand_program(self, role: str, token: int, connection: socket.socket) -> None:
+        child = self._children.get(role)
+        if child is not None:
+            child.channel.send("program", {str(token): connection.fileno()})
 
     # -- watching
 
@@ -263,8 +265,7 @@ class Parent:
             delay = 0.0 if failures == 1 else min(0.1 * 2.0 ** min(failures, _BACKOFF_STEPS), _BACKOFF_MAX)
             self._log.warn(f"{what}; starting it again" + (f" in {delay:.1f} s" if delay else ""))
             self._children.pop(name, None)
-            if name == LOOKUP:
-                await self._services.programs.stop_all()  # nobody talks to them any more
+            await self._services.stop_programs(name)  # nobody talks to them any more
             await asyncio.sleep(delay)
             if self._stopping:
                 return
@@ -313,7 +314,7 @@ class Parent:
                 await self._services.drain()
 
     async def _stop_children(self) -> None:
-        for name in (CONTROL, DISPATCHER, QUEUE, LOOKUP):
+        for name in (CONTROL, DISPATCHER, QUEUE, FILTER, LOOKUP):
             group = [c for c in self._children.values() if kind(c.name) == name]
             for child in group:
                 child.channel.send("stop")

@@ -10,6 +10,7 @@ from typing import cast
 
 from pillarbox import places
 from pillarbox.control.offline import OfflineMail, SendmailChild
+from pillarbox.daemon.filterprograms import FilterPrograms
 from pillarbox.daemon.generations import Generations, for_role
 from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.privileges import program_account
@@ -18,7 +19,7 @@ from pillarbox.daemon.role import BaseRole
 from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.system import ParentSystem
 from pillarbox.daemon.tableprograms import TablePrograms
-from pillarbox.daemon.wiring import PARENT, QUEUE
+from pillarbox.daemon.wiring import FILTER, LOOKUP, PARENT, QUEUE
 from pillarbox.log import Log
 from pillarbox.mda.agent import Agent
 from pillarbox.mda.process import DeliveryProcess
@@ -69,7 +70,15 @@ class ParentServices(BaseRole):
         )
         account = partial(program_account, log) if as_root else None
         self.programs = TablePrograms(configs=generations.find, programs=Programs(account=account, log=log))
-        self.services |= {"agent": self._agent, "system": self.system, "programs": self.programs}
+        self.filter_programs = FilterPrograms(
+            configs=generations.find, programs=Programs(account=account, log=log, says_end=False), account=account
+        )
+        self.services |= {
+            "agent": self._agent,
+            "system": self.system,
+            "programs": self.programs,
+            "filter_programs": self.filter_programs,
+        }
 
     async def start(self) -> None:
         """Deliver, and take what was left offline."""
@@ -101,10 +110,17 @@ class ParentServices(BaseRole):
         # Lookup ends them as well, unless it died meanwhile.
         self.run(f"end programs of configuration {number}", self.programs.stop_generation(number))
 
+    async def stop_programs(self, role: str) -> None:
+        """End the programs that a role has asked for."""
+        if role == LOOKUP:
+            await self.programs.stop_all()
+        elif role == FILTER:
+            await self.filter_programs.stop_all()
+
     async def stop(self) -> None:
         """End, and with us the programs."""
         await super().stop()
-        await self.programs.stop_all()
+        await asyncio.gather(self.programs.stop_all(), self.filter_programs.stop_all())
 
     async def drain(self) -> None:
         """Wait for the deliveries under way; the caller has a deadline."""

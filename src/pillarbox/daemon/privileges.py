@@ -20,8 +20,9 @@ ROLE_USERS = {
     "lookup": ("_smtpl", 65102),
     "queue": ("_smtpq", 65103),
     "control": ("_smtpc", 65104),
+    "filter": ("_smtpf", 65106),
 }
-# Whom programs that are not ours run as: those of tables.
+# Whom programs that are not ours run as: those of tables, and filters that name no user.
 PROGRAM_USER = ("_smtpd", 65105)
 
 
@@ -49,7 +50,7 @@ def program_account(log: Log) -> Account:
     """
     account = _account(*PROGRAM_USER)
     if not _exists(account.name):
-        log.info(f"info: no user {account.name}: programs of tables run under the spare id {account.uid}")
+        log.info(f"info: no user {account.name}: programs of tables and filters run under the spare id {account.uid}")
     return account
 
 

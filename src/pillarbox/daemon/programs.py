@@ -1,9 +1,9 @@
 """Programs that are not ours: started as a user without rights, their error output logged, ended with all they started.
 
 Each has a session of its own, so that it cannot reach the terminal that we were started from, a clean environment, / as
-its directory, one socket as standard input and output, and a pipe for standard error, which is read line by line into
-the log and no faster than a log can take. What it says on its standard output is not for the parent: the other end of
-the socket goes to whoever talks to it.
+its directory (that of another root, where it has one), one socket as standard input and output, and a pipe for standard
+error, which is read line by line into the log and no faster than a log can take. What it says on its standard output is
+not for the parent: the other end of the socket goes to whoever talks to it.
 """
 
 import asyncio
@@ -12,11 +12,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from pillarbox.daemon import confined
 from pillarbox.daemon.errorlines import ErrorLines
 from pillarbox.daemon.hanging import Hanging
 from pillarbox.daemon.privileges import Account
@@ -28,6 +30,29 @@ GONE = 2.0  # seconds after SIGKILL; what the kernel holds longer is left to it
 START = 20.0  # seconds until it is executed: its file may lie on a file server that hangs
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("TZ", "LANG", "LC_ALL", "LC_CTYPE")  # of our own environment
+
+
+class Identity(NamedTuple):
+    """Whom a program runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+class _Program(NamedTuple):
+    """What to execute. `root`: "" or what it sees as /; only root can do that, and only then does the path matter."""
+
+    path: str
+    argv: list[str]
+    identity: Identity | None
+    root: str
+
+    def confined(self, identity: Identity | None) -> tuple[str, list[str]]:
+        """The same by way of `daemon/confined`, which needs all rights to begin with."""
+        ids = [*map(str, identity[:2]), ",".join(map(str, identity.groups))] if identity is not None else ["", "", ""]
+        # -I and -S: nothing of ours, and nobody's settings, is loaded into a process that has all rights.
+        return sys.executable, [sys.executable, "-I", "-S", confined.__file__, self.root, *ids, self.path, *self.argv]
 
 
 class _Running:
@@ -45,27 +70,44 @@ class _Running:
 class Programs:
     """Runs programs, each under a key: starting one ends the one that had its key.
 
-    `account()`: whom they run as, asked when the first is started; None: whoever we are.
+    `says_end`: log the end of one that nobody wanted to end, even if it says that all is well.
+
+    `account()`: whom they run as who name nobody, asked when the first is started; None: whoever we are.
     """
 
-    def __init__(self, *, account: Callable[[], Account] | None, log: Log) -> None:
+    def __init__(self, *, account: Callable[[], Account] | None, log: Log, says_end: bool = True) -> None:
         self._account = account
-        self._identity: dict[str, Any] = {}
+        self._default: Identity | None = None
+        self._says_end = says_end
         self._log = log
         # One start of a file at a time, and none while an earlier one hangs that was given up.
         self._starting = Hanging(log, at_place=1)
         self._running: dict[str, _Running] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def start(self, key: str, name: str, path: str, arguments: Sequence[str]) -> socket.socket:
-        """Start a program; `name` is its first argument, and what the log calls it. TempFail: it cannot be executed."""
+    async def start(
+        self,
+        key: str,
+        name: str,
+        path: str,
+        arguments: Sequence[str],
+        *,
+        argv0: str = "",
+        identity: "Identity | None" = None,
+        root: str = "",
+    ) -> socket.socket:
+        """Start a program; `name` is what the log calls it. TempFail: it cannot be executed.
+
+        `argv0`: its first argument, else `name`. `identity`: whom it runs as. `root`: what it sees as /.
+        """
         async with self._turns.setdefault(key, asyncio.Lock()):
             await self._end(key)
             ours, theirs = socket.socketpair()
             read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             os.set_blocking(write_end, True)
             try:
-                process = await self._execute([name, *arguments], path, theirs.fileno(), write_end)
+                program = _Program(path, [argv0 or name, *arguments], identity, root)
+                process = await self._execute(program, theirs.fileno(), write_end)
             except BaseException:
                 ours.close()
                 os.close(read_end)
@@ -77,10 +119,15 @@ class Programs:
             self._watch(running)
             return ours
 
-    async def stop(self, key: str) -> None:
-        """End a program, if it runs; its socket should be closed, so that it may end by itself."""
+    def pid(self, key: str) -> int:
+        """The process of a program; 0: it does not run."""
+        running = self._running.get(key)
+        return 0 if running is None else running.process.pid
+
+    async def stop(self, key: str, grace: float = GRACE) -> None:
+        """End a program, if it runs; its socket should be closed, so that it may end by itself within `grace`."""
         async with self._turns.setdefault(key, asyncio.Lock()):
-            await self._end(key)
+            await self._end(key, grace)
 
     async def stop_those(self, chosen: Callable[[str], bool]) -> None:
         """End the programs whose keys are chosen."""
@@ -90,15 +137,16 @@ class Programs:
         """End every program."""
         await self.stop_those(lambda key: True)
 
-    async def _execute(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
+    async def _execute(self, program: "_Program", standard: int, errors: int) -> "subprocess.Popen[bytes]":
         # In a thread: executing a file may wait for a file server.
         standard, errors = os.dup(standard), os.dup(errors)
+        path = program.path
         claim = threading.Lock()  # who takes it closes them: the thread, or we where it has not begun
 
         def execute() -> "subprocess.Popen[bytes]":
             if not claim.acquire(blocking=False):
                 raise TempFail(f"{path}: given up")
-            return self._popen(argv, path, standard, errors)
+            return self._popen(program, standard, errors)
 
         try:
             return await self._starting.in_thread(execute, path, path, START, late=_kill_late)
@@ -111,13 +159,14 @@ class Programs:
                 os.close(standard)
                 os.close(errors)
 
-    def _popen(self, argv: list[str], path: str, standard: int, errors: int) -> "subprocess.Popen[bytes]":
+    def _popen(self, program: "_Program", standard: int, errors: int) -> "subprocess.Popen[bytes]":
         """In the thread; closes both descriptors."""
         try:
-            if self._account is not None and not self._identity:
-                account = self._account()
-                groups = os.getgrouplist(account.name, account.gid)
-                self._identity = {"user": account.uid, "group": account.gid, "extra_groups": groups}
+            identity = program.identity or self._whoever()
+            path, argv = (program.path, program.argv) if not program.root else program.confined(identity)
+            rights: dict[str, Any] = {}
+            if identity is not None and not program.root:
+                rights = {"user": identity.uid, "group": identity.gid, "extra_groups": identity.groups}
             return subprocess.Popen(
                 argv,
                 executable=path,
@@ -128,11 +177,18 @@ class Programs:
                 env=_environment(os.environ),
                 umask=0o022,
                 start_new_session=True,  # its pid is that of its process group, too
-                **self._identity,
+                **rights,
             )
         finally:
             os.close(standard)
             os.close(errors)
+
+    def _whoever(self) -> "Identity | None":
+        """Whom they run as who name nobody. It may ask a name service."""
+        if self._account is not None and self._default is None:
+            account = self._account()
+            self._default = Identity(account.uid, account.gid, tuple(os.getgrouplist(account.name, account.gid)))
+        return self._default
 
     def _watch(self, running: _Running) -> None:
         loop = asyncio.get_running_loop()
@@ -144,7 +200,7 @@ class Programs:
             # It is not reaped yet, so its group cannot be another's: what it has started ends with it.
             _kill_group(running.process.pid)
             status = running.process.wait()
-            if not running.killed and (status or not running.unwanted):
+            if not running.killed and (status or (self._says_end and not running.unwanted)):
                 how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
                 self._log.warn(f"{running.name}: {how}")
             running.errors.finish()
@@ -152,12 +208,12 @@ class Programs:
 
         loop.add_reader(pidfd, ended)
 
-    async def _end(self, key: str) -> None:
+    async def _end(self, key: str, grace: float = GRACE) -> None:
         running = self._running.pop(key, None)
         if running is None:
             return
         running.unwanted = True
-        await asyncio.wait({running.ended}, timeout=GRACE)
+        await asyncio.wait({running.ended}, timeout=grace)
         if not running.ended.done():
             running.killed = True
             _kill_group(running.process.pid)

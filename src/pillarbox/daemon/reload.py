@@ -24,6 +24,7 @@ import msgspec
 
 from pillarbox.conf.model import Config
 from pillarbox.daemon import check, launch
+from pillarbox.daemon.filterprograms import check_processors
 from pillarbox.daemon.generations import Generations, read_generation
 from pillarbox.daemon.hanging import Hanging
 from pillarbox.daemon.members import Bound, Member
@@ -220,6 +221,7 @@ def _read(settings: Settings) -> bytes:
     try:
         config = check.read_config(settings.file, settings.macros)
         refuse_unserved(config)
+        check_processors(config, as_root=os.geteuid() == 0)
         answer = _Read(generation=read_generation(config))
     except ConfigError as error:
         answer = _Read(problems=tuple(str(problem) for problem in error.problems))

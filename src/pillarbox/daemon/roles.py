@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,12 +14,13 @@ from pillarbox.daemon.material import ClientMaterial
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.role import BaseRole, Role
 from pillarbox.daemon.settings import Boot, Generation
-from pillarbox.daemon.wiring import CONTROL, DISPATCHER, LOOKUP, PARENT, QUEUE
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
+from pillarbox.roles.filters import Filtered, Filters
 from pillarbox.roles.lookup import Lookup as LookupRole
-from pillarbox.roles.parent import Programs, System
+from pillarbox.roles.parent import FilterPrograms, Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
 
 if TYPE_CHECKING:
@@ -30,11 +32,19 @@ if TYPE_CHECKING:
 class _Lookup(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.daemon.handed import HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.daemon.handed import HandedProgram, HandedPrograms  # noqa: PLC0415 - each process loads what its role needs
         from pillarbox.daemon.plans import Plans  # noqa: PLC0415
         from pillarbox.routing.lookup import Lookup  # noqa: PLC0415
 
-        self._programs = HandedPrograms(cast(Programs, peers.proxy("programs", PARENT)))
+        programs = cast(Programs, peers.proxy("programs", PARENT))
+        self._programs = HandedPrograms()
+
+        def program_of(generation: int, table: str) -> HandedProgram:
+            return self._programs.program(
+                lambda token: programs.start_table(generation, table, token),
+                lambda grace: programs.stop_table(generation, table),
+            )
+
         self._addresses = frozenset(boot.generation.local_addresses)
         self._prepared: dict[int, tuple[Generation, Resolver]] = {}
         self._lookup = Lookup(
@@ -47,7 +57,7 @@ class _Lookup(BaseRole):
             local_addresses=lambda: self._addresses,
             libexec=places.libexec(),
             plans=Plans(libexec=places.libexec(), now=time.time),
-            program_of=self._programs.of,
+            program_of=program_of,
         )
         for older in boot.older:
             self._lookup.add_config(older.config)
@@ -189,10 +199,63 @@ class _Queue(BaseRole):
             self._relays.add_dispatcher(self._dispatchers[peer])
 
 
+class _Filter(BaseRole):
+    def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
+        super().__init__(log)
+        from pillarbox.daemon.handed import HandedProgram, HandedPrograms  # noqa: PLC0415 - each process loads its own
+        from pillarbox.filters.service import FilterService  # noqa: PLC0415
+
+        programs = cast(FilterPrograms, peers.proxy("filter_programs", PARENT))
+        self._programs = HandedPrograms()
+
+        def program_of(number: int, generation: int, name: str) -> HandedProgram:
+            return self._programs.program(
+                lambda token: programs.start_processor(number, generation, name, token),
+                lambda grace: programs.stop_processor(number, grace),
+            )
+
+        self._configs = [boot.generation.config, *(older.config for older in boot.older)]
+        self._filters = FilterService(
+            program_of=program_of,
+            filtered={n: cast(Filtered, peers.proxy("filtered", n)) for n in peers.ports if kind(n) == DISPATCHER},
+            log=log,
+            now=time.time,
+        )
+        self.services["filters"] = self._filters
+
+    def add_program(self, token: int, connection: socket.socket) -> None:
+        self._programs.add(token, connection)
+
+    async def start(self) -> None:
+        self.run("answers", self._filters.run())
+        await asyncio.gather(*(self._filters.add_config(config) for config in self._configs))
+        self._filters.use_config(self._configs[0].generation)
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        await self._filters.add_config(generation.config)
+
+    def commit(self, number: int) -> None:
+        self._filters.use_config(number)
+
+    def abort(self, number: int) -> None:
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        self.run(f"end filters of configuration {number}", self._filters.drop_config(number))
+
+    def peer_lost(self, peer: str) -> None:
+        self._filters.teller_lost(peer)
+
+    async def stop(self) -> None:
+        await self._filters.close()
+        await super().stop()
+
+
 class _Dispatcher(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.filters.processors import Processors  # noqa: PLC0415 - each process loads what its role needs
+        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415
         from pillarbox.roles.delivery import Relays  # noqa: PLC0415
         from pillarbox.server.listener import Server  # noqa: PLC0415
 
@@ -201,6 +264,14 @@ class _Dispatcher(BaseRole):
         self._listening = boot.generation.listening
         self._prepared: dict[int, _NewDoors] = {}
         self._material = ClientMaterial([boot.generation, *boot.older])
+        self._processors = Processors(
+            filters=cast(Filters, peers.proxy("filters", FILTER)),
+            teller=peers.me,
+            log=log,
+            now=time.time,
+            random64=lambda: secrets.randbits(64) or 1,
+            background=lambda work: self.run("filters", work),
+        )
         self._server = Server(
             config=boot.generation.config,
             lookup=lookup,
@@ -209,6 +280,8 @@ class _Dispatcher(BaseRole):
             now=time.time,
             holder=peers.me,
             tls_contexts=_contexts(boot.generation),
+            processors=self._processors,
+            control_socket=places.control_socket(boot.state),
             local_addresses=frozenset(boot.generation.local_addresses),
         )
         self._paused = "smtp" in boot.paused
@@ -220,8 +293,9 @@ class _Dispatcher(BaseRole):
             log=log,
             now=time.time,
             tls_material=self._material,
+            reports_for=lambda order: None,  # filters do not run yet
         )
-        self.services |= {"incoming": self._server, "outgoing": self._outgoing}
+        self.services |= {"incoming": self._server, "outgoing": self._outgoing, "filtered": self._processors}
 
     def add_socket(self, address: str, listening: socket.socket) -> None:
         self._sockets[address] = listening
@@ -266,6 +340,7 @@ class _Dispatcher(BaseRole):
     def forget(self, number: int) -> None:
         self._outgoing.forget(number)
         self._material.forget(number)
+        self._processors.forget(number)
 
     def in_use(self) -> set[int]:
         return self._server.generations() | self._outgoing.generations()
@@ -273,6 +348,12 @@ class _Dispatcher(BaseRole):
     def peer_attached(self, peer: str) -> None:
         if peer == LOOKUP:
             self._server.lookup_attached()
+        elif peer == FILTER:
+            self._processors.attached()
+
+    def peer_lost(self, peer: str) -> None:
+        if peer == FILTER:
+            self._processors.lost()
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())
@@ -310,6 +391,7 @@ class _Control(BaseRole):
                 queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
                 dispatchers=dispatchers,
                 lookup=cast(LookupRole, peers.proxy("lookup", LOOKUP)),
+                filters=cast(Filters, peers.proxy("filters", FILTER)),
                 system=cast(System, peers.proxy("system", PARENT)),
                 log=log,
                 now=time.monotonic,
@@ -347,5 +429,6 @@ BUILDERS: dict[str, Builder] = {
     LOOKUP: _builder(_Lookup),
     QUEUE: _builder(_Queue),
     DISPATCHER: _builder(_Dispatcher),
+    FILTER: _builder(_Filter),
     CONTROL: _builder(_Control),
 }

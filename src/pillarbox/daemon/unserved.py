@@ -1,12 +1,12 @@
 """What a configuration may ask for and this version does not do yet. `smtpd -n` accepts it, the server does not start.
 
-Going on without would harm: a filter that does not run lets everything through, a queue that should be encrypted lies
-open on disk. What is merely missing (compression) is no reason to stay down.
+Going on without would harm: a queue that should be encrypted lies open on disk. What is merely missing (compression) is
+no reason to stay down.
 """
 
 from collections.abc import Iterator
 
-from pillarbox.conf.model import Config, Relay
+from pillarbox.conf.model import Config
 from pillarbox.errors import ConfigError, Problem
 
 
@@ -18,14 +18,6 @@ def refuse_unserved(config: Config) -> None:
 
 
 def _problems(config: Config) -> Iterator[Problem]:
-    for listener in config.listeners:
-        if listener.filter:
-            yield _problem(config, "a filter on a listener", listener.line)
-    for action in config.actions.values():
-        if isinstance(action, Relay) and action.filter:
-            yield _problem(config, f'the filter of action "{action.name}"', action.line)
-    for report in config.reports:
-        yield _problem(config, f"report {report.direction}", report.line)
     if config.queue.encryption or config.queue.encryption_ask:
         yield _problem(config, "queue encryption", 0)
 

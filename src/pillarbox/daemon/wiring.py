@@ -3,7 +3,8 @@
 `CALLS[(caller, callee)]` names the services, each with its methods (`ALL`, or those that this caller needs). A
 compromised role can ask its peers for nothing else. No caller waits, directly or through others, for itself: the
 calls back from those whom queue orders (`queue.read`, `queue.settle`, `relays.*`) are made outside the orders, which
-return as soon as they are noted.
+return as soon as they are noted. `filters.tell` waits for processors, whose answers are given to dispatchers beside
+it; so what serves `filtered` must never wait for a `tell`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,11 +14,12 @@ from pillarbox.daemon.ipc import Interface
 from pillarbox.roles.deadlines import RELOAD_ASKED
 from pillarbox.roles.delivery import Agent, Outgoing, Relays
 from pillarbox.roles.dispatcher import Incoming
+from pillarbox.roles.filters import Filtered, Filters
 from pillarbox.roles.lookup import Lookup
-from pillarbox.roles.parent import Programs, System
+from pillarbox.roles.parent import FilterPrograms, Programs, System
 from pillarbox.roles.queue import Queue
 
-DISPATCHER, LOOKUP, QUEUE, CONTROL, PARENT = "dispatcher", "lookup", "queue", "control", "parent"
+DISPATCHER, LOOKUP, QUEUE, FILTER, CONTROL, PARENT = "dispatcher", "lookup", "queue", "filter", "control", "parent"
 
 # Seconds. The others have ipc.DEADLINE.
 DEADLINES = {
@@ -39,6 +41,9 @@ INTERFACE = Interface(
         "agent": Agent,
         "system": System,
         "programs": Programs,
+        "filter_programs": FilterPrograms,
+        "filters": Filters,
+        "filtered": Filtered,
         "incoming": Incoming,
     },
     DEADLINES,
@@ -50,7 +55,8 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (DISPATCHER, LOOKUP): {
         "lookup": (
             "expand",
-            "reverse_name",
+            "client_name",
+            "filter",
             "authenticate",
             "check_token",
             "offers_scram",
@@ -70,6 +76,10 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "queue": ("reserve", "append", "discard", "commit", "read", "settle"),
         "relays": ALL,
     },
+    (DISPATCHER, FILTER): {"filters": ("join", "tell")},
+    (QUEUE, FILTER): {"filters": ("join", "tell")},
+    (FILTER, DISPATCHER): {"filtered": ALL},
+    (FILTER, PARENT): {"filter_programs": ALL},
     (QUEUE, LOOKUP): {
         "lookup": (
             "expand",
@@ -106,6 +116,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         )
     },
     (CONTROL, DISPATCHER): {"incoming": ALL},
+    (CONTROL, FILTER): {"filters": ("show", "restart", "log_level")},
     (CONTROL, LOOKUP): {"lookup": ("update_table", "log_level", "explain")},
     # `configuration` has the secrets that `for_role` keeps from control otherwise: docs/design.md, "Secrets".
     (CONTROL, PARENT): {"system": ("stop", "reload", "log_level", "remember_pause", "remember_route", "configuration")},

@@ -36,7 +36,7 @@ import dns.rdtypes.IN.AAAA
 from pillarbox.dns.hosts import Hosts
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.mail.idn import fold_domain
-from pillarbox.roles.lookup import MxHost
+from pillarbox.roles.lookup import MxHost, ReverseName
 
 _ROUNDS = (2.0, 5.0)  # seconds for each server, asked in turn: quickly on to the next one, then once more with patience
 _ANSWER = 30.0  # seconds for all that one question needs
@@ -102,22 +102,28 @@ class Resolver:
 
     async def reverse_name(self, address: str) -> str:
         """The name of an address that has that address, "" where there is none or no answer in time."""
+        return (await self.client_name(address)).confirmed
+
+    async def client_name(self, address: str) -> ReverseName:
+        """See `roles.lookup.Lookup.client_name`. Of several names the first that has the address, else the first."""
         try:
             canonical = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:
-            return ""
+            return ReverseName()
         known = self._hosts.name(str(canonical))
         if known:
-            return known
+            return ReverseName(name=known, fcrdns="pass")
+        first = ""
         try:
             async with asyncio.timeout(_REVERSE):
                 pointers = await self._ask(canonical.reverse_pointer, "PTR")
-                for name in pointers.records[:_POINTERS_MAX]:
-                    if _NAME_CHARACTERS.issuperset(name) and str(canonical) in await self._confirming(name, canonical):
-                        return name
+                for name in filter(_NAME_CHARACTERS.issuperset, pointers.records[:_POINTERS_MAX]):
+                    first = first or name
+                    if str(canonical) in await self._confirming(name, canonical):
+                        return ReverseName(name=name, fcrdns="pass")
         except (TimeoutError, PillarboxError):
-            pass
-        return ""
+            return ReverseName(name=first, fcrdns="error")
+        return ReverseName(name=first)
 
     async def records(self, name: str, record_type: str) -> tuple[str, ...]:
         """The records of a name as text, those of MX as names, the best preference first; none where there is none.

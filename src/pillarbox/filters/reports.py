@@ -1,9 +1,10 @@
 """The events of one session, with the fields of smtpd-filters(7), for the processors that registered them.
 
 Whoever makes events holds a `Reports`, or None where nobody listens to the session: then an event costs one test.
+`Processors.reports` makes them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from pillarbox.roles.filters import Report
 
@@ -11,12 +12,12 @@ Listeners = tuple[Callable[[Report], None], ...]  # those that registered an eve
 
 
 class Reports:
-    """`listeners`: for each event that anybody registered, whom to tell. `now()`: epoch seconds.
+    """`listeners`: for each event that somebody registered now, whom to tell. `now()`: epoch seconds.
 
     A result is "ok", "permfail" or "tempfail". Addresses are without brackets and parameters.
     """
 
-    __slots__ = ("_listeners", "_now", "_session", "_subsystem")
+    __slots__ = ("__weakref__", "_introduction", "_listeners", "_now", "_session", "_subsystem")
 
     def __init__(
         self, *, subsystem: str, session: int, listeners: Mapping[str, Listeners], now: Callable[[], float]
@@ -25,40 +26,55 @@ class Reports:
         self._session = session
         self._listeners = listeners
         self._now = now
+        self._introduction: list[Report] = []  # the link-* events so far
 
     def wants(self, event: str) -> bool:
         """Does anybody listen? To be asked before a text is made that costs something."""
         return event in self._listeners
 
+    def introduce(self, listener: Callable[[Report], None], events: Container[str]) -> None:
+        """Tell somebody who has just begun to listen what has become of the connection so far, as it was told then."""
+        for report in self._introduction:
+            if report.event in events:
+                listener(report)
+
     def _tell(self, event: str, text: str) -> None:
         listeners = self._listeners.get(event)
         if listeners:
-            report = Report(self._subsystem, event, self._session, self._now(), text)
-            for listener in listeners:
-                listener(report)
+            self._pass(listeners, Report(self._subsystem, event, self._session, self._now(), one_line(text)))
+
+    def _tell_link(self, event: str, text: str) -> None:
+        report = Report(self._subsystem, event, self._session, self._now(), one_line(text))
+        self._introduction.append(report)
+        self._pass(self._listeners.get(event, ()), report)
+
+    def _pass(self, listeners: Listeners, report: Report) -> None:
+        for listener in listeners:
+            listener(report)
 
     def link_connect(self, rdns: str, fcrdns: str, src: str, dest: str) -> None:
         """`fcrdns`: pass, fail or error; addresses as `address:port` or `unix:/path`."""
-        self._tell("link-connect", f"{rdns}|{fcrdns}|{src}|{dest}")
+        self._tell_link("link-connect", f"{rdns}|{fcrdns}|{src}|{dest}")
 
     def link_greeting(self, hostname: str) -> None:
         """The banner was sent, or came."""
-        self._tell("link-greeting", hostname)
+        self._tell_link("link-greeting", hostname)
 
     def link_identify(self, method: str, identity: str) -> None:
         """HELO or EHLO (LHLO) was accepted."""
-        self._tell("link-identify", f"{method}|{identity}")
+        self._tell_link("link-identify", f"{method}|{identity}")
 
     def link_tls(self, description: str) -> None:
         """TLS stands: `VERSION:CIPHER:BITS`."""
-        self._tell("link-tls", description)
+        self._tell_link("link-tls", description)
 
     def link_auth(self, result: str, username: str) -> None:
         """`result`: pass, fail or error."""
-        self._tell("link-auth", f"{result}|{username}")
+        self._tell_link("link-auth", f"{result}|{username}")
 
     def link_disconnect(self) -> None:
         """The session is over."""
+        self._introduction.clear()
         self._tell("link-disconnect", "")
 
     def tx_reset(self, msgid: int) -> None:
@@ -109,6 +125,19 @@ class Reports:
         """`phase` as the reference writes it here: `connected` for connect, `tls` for starttls."""
         self._tell("filter-response", f"{phase}|{decision}|{param}" if param else f"{phase}|{decision}")
 
+    def delivery(self, msgid: int, evpid: int, *, result: str, method: str, user: str, delay: int, text: str) -> None:
+        """Ours, of `mda`: an attempt of local delivery ended; seconds since the message came."""
+        user = user.replace("|", ":")  # only the last field may have one
+        self._tell("delivery", f"{msgid:08x}|{evpid:016x}|{result}|{method}|{user}|{delay}|{text}")
+
     def timeout(self) -> None:
         """The session took too long."""
         self._tell("timeout", "")
+
+
+def one_line(text: str) -> str:
+    """The text as it may stand in a line: a peer's bytes that are no UTF-8 are shown as such, and no line is forged."""
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.replace("\r", " ").replace("\n", " ").replace("\0", " ")

@@ -105,7 +105,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `errorline` is what `show queue` prints and the DSN quotes. `relayed_without_dsn`: the next hop took the
     message but does not speak DSN, so a success DSN says `relayed` (RFC 3461 §5.2.2). `reply`: with which words the
-    next hop took the message, for `show hoststats`.
+    next hop took the message, for `show hoststats`. `session`: under which id it is in the log, 0: under none.
     """
 
     evpid: int
@@ -116,6 +116,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     esc_code: int = 0
     relayed_without_dsn: bool = False
     reply: str = ""
+    session: int = 0
 
 
 class Sealed(msgspec.Struct, frozen=True, array_like=True):

@@ -138,9 +138,9 @@ class Agent:
     def _finish(self, delivery: LocalDelivery, report: Report) -> None:
         key = delivery.envelope.evpid, delivery.attempt
         del self._running[key]
-        self._outcomes[key] = outcome_of(delivery, report)
-        self._news.set()
         session, count = self._sessions.pop(delivery.user)
+        self._outcomes[key] = outcome_of(delivery, report, session)
+        self._news.set()
         if count > 1:
             self._sessions[delivery.user] = session, count - 1
         log_delivery(

@@ -316,6 +316,7 @@ class Deliveries:
                     errorline=reason,
                     esc_class=4 if result is Result.TEMPFAIL else 5,
                     esc_code=code,
+                    session=session,
                 )
             )
             name = envelope.mda_user or envelope.dest_user

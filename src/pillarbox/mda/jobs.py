@@ -149,7 +149,7 @@ def _target(method: str, action: Local, command: str, libexec: str) -> str:
     return f"{libexec}/mail.maildir" + (" -j" if action.junk else "") + (f' "{path}"' if path else "")
 
 
-def outcome_of(delivery: LocalDelivery, report: Report) -> Outcome:
+def outcome_of(delivery: LocalDelivery, report: Report, session: int) -> Outcome:
     """What queue is told."""
     esc_class = {Result.OK: 2, Result.TEMPFAIL: 4}.get(report.result, 5)
     esc_code = {Result.OK: 0, Result.LOOP: _ESC_LOOP}.get(report.result, _ESC_OTHER_SYSTEM)
@@ -160,6 +160,7 @@ def outcome_of(delivery: LocalDelivery, report: Report) -> Outcome:
         errorline=report.text,
         esc_class=esc_class,
         esc_code=esc_code,
+        session=session,
     )
 
 

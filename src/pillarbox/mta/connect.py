@@ -310,6 +310,7 @@ class Connecting:
             transaction_delay=limits.session_transaction_delay,
             failures_max=limits.max_failures_per_session,
             require_tls=plan.require_tls,
+            filter=action.filter,
         )
 
     def closed(self, session: Session, event: SessionEvent) -> None:

@@ -11,11 +11,13 @@ import ssl
 from collections.abc import Callable
 
 from pillarbox.errors import PillarboxError, TempFail
+from pillarbox.filters.reports import Reports
 from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Notify, Outcome, Result
 from pillarbox.mta.client_tls import ClientContexts, failure_text
+from pillarbox.mta.events import LinkEvents, Passage
 from pillarbox.mta.lines import log_delivery
-from pillarbox.mta.link import ConnectError, Link, SourceError
+from pillarbox.mta.link import ConnectError, Link, SourceError, describe
 from pillarbox.mta.reporter import Reporter
 from pillarbox.mta.route import bracketed
 from pillarbox.roles.delivery import Relays, SessionEvent, SessionOrder, Task
@@ -41,7 +43,10 @@ _PAUSE_MAX = 30.0
 
 
 class Delivery:
-    """`run` is its whole life; `running` are the (evpid, attempt) without an outcome, `serving` means greeted."""
+    """`run` is its whole life; `running` are the (evpid, attempt) without an outcome, `serving` means greeted.
+
+    `reports`: None where nobody listens to the session.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Delivery:
         relays: Relays,
         reporter: Reporter,
         contexts: ClientContexts,
+        reports: Reports | None,
         log: Log,
         now: Callable[[], float],
     ) -> None:
@@ -64,6 +70,7 @@ class Delivery:
         self._relays = relays
         self._reporter = reporter
         self._contexts = contexts
+        self._reports = reports
         self._log = log
         self._now = now
         self._id = f"{order.session:016x}"
@@ -145,6 +152,7 @@ class Delivery:
         context = self._contexts.context(order) if tls != "none" else None
         if self._link is not None:
             self._link.close()
+        events = self._events()
         client = Client(
             helo=order.helo,
             lmtp=order.protocol == "lmtp",
@@ -152,13 +160,14 @@ class Delivery:
             credentials=self._credentials,
             failures_max=order.failures_max,
             require_tls=order.require_tls,
+            observer=events,
         )
-        self._link = link = Link(client, answered=self._answered, broken=self._broken)
+        self._link = link = Link(client, answered=self._answered, broken=self._broken, events=events)
         self._log.info(
             f"{self._id} mta connecting address={scheme}://{bracketed(order.address)}:{order.port} "
             f"host={order.host_for_log or order.address}"
         )
-        await link.connect(order.address, order.port, order.source)
+        await link.connect(order.address, order.port, order.source, order.host_for_log)
         self._log.info(f"{self._id} mta connected")
         if tls == "immediate":
             await self._start_tls(link)
@@ -172,6 +181,13 @@ class Delivery:
                 self._unprotected, self._for_now = self._unprotected or client.unprotected, client.for_now
                 return False
 
+    def _events(self) -> LinkEvents | None:
+        """Those of one connection, where anybody wants them."""
+        if self._reports is None:
+            return None
+        username = self._credentials[0] if self._credentials is not None else ""
+        return LinkEvents(self._reports, lmtp=self._order.protocol == "lmtp", username=username)
+
     async def _start_tls(self, link: Link) -> None:
         order = self._order
         try:
@@ -182,9 +198,7 @@ class Delivery:
                 self._unprotected = reason
             link.fail(f"IO Error: {reason}")
             return
-        version, cipher = tls.version(), tls.cipher()
-        name, _, bits = cipher or ("", "", 0)
-        self._log.info(f"{self._id} mta tls ciphers={version}:{name}:{bits}")
+        self._log.info(f"{self._id} mta tls ciphers={describe(tls)}")
         certificate = tls.getpeercert(binary_form=True)
         if certificate:
             result = "valid" if order.tls_verify else "unverified"
@@ -286,7 +300,11 @@ class Delivery:
 
     async def _send_part(self, link: Link, task: Task) -> None:
         """One transaction."""
-        link.begin(_transaction(task, self._part))
+        transaction = _transaction(task, self._part)
+        if link.events is not None:
+            recipients = tuple([(task.envelopes[i].evpid, task.envelopes[i].dest) for i in self._part])
+            link.events.begin(Passage(task.msgid, task.sender, task.size, recipients))
+        link.begin(transaction)
         event: Event = await link.milestone()
         if isinstance(event, BodyWanted):
             await self._send_body(link, task)
@@ -329,6 +347,7 @@ class Delivery:
                 esc_code=event.code,
                 relayed_without_dsn=taken and not link.client.offers_dsn,
                 reply=event.text if taken else "",
+                session=self._order.session,
             )
         )
         self.running.pop(envelope.evpid, None)
@@ -388,6 +407,7 @@ class Delivery:
                             result=Result.TEMPFAIL,
                             errorline="Delivery interrupted",
                             esc_class=4,
+                            session=self._order.session,
                         )
                     )
         outcomes, self._outcomes = self._outcomes, []

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from pillarbox.mta.events import LinkEvents
 from pillarbox.smtp.client_events import Answered, Event, Failed, Transaction
 from pillarbox.smtp.client_protocol import Client
 
@@ -33,12 +34,21 @@ class ConnectError(Exception):
 
 
 class Link(asyncio.Protocol):
-    """A connection. `answered` is called for each `Answered`, `broken` when it is lost with nobody waiting."""
+    """A connection. `answered` is called for each `Answered`, `broken` when it is lost with nobody waiting.
+
+    `events`: where anybody listens to the session, those of this connection.
+    """
 
     def __init__(
-        self, client: Client, *, answered: Callable[[Answered], None], broken: Callable[[Failed], None]
+        self,
+        client: Client,
+        *,
+        answered: Callable[[Answered], None],
+        broken: Callable[[Failed], None],
+        events: LinkEvents | None = None,
     ) -> None:
         self.client = client
+        self.events = events
         self.local_address = ""
         self._answered = answered
         self._broken = broken
@@ -52,8 +62,8 @@ class Link(asyncio.Protocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def connect(self, address: str, port: int, source: str) -> None:
-        """Connect. Raises SourceError or ConnectError."""
+    async def connect(self, address: str, port: int, source: str, host: str) -> None:
+        """Connect. `host`: the name of the address, for the events. Raises SourceError or ConnectError."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -64,7 +74,10 @@ class Link(asyncio.Protocol):
                 _bind(sock, source)
             async with asyncio.timeout(TIMEOUT):
                 await self._loop.sock_connect(sock, (address, port))
-            self.local_address = sock.getsockname()[0]
+            local = sock.getsockname()
+            self.local_address = local[0]
+            if self.events is not None:
+                self.events.connected(host, local[:2], (address, port))
             await self._loop.create_connection(lambda: self, sock=sock)
         except BaseException as error:
             sock.close()
@@ -87,8 +100,11 @@ class Link(asyncio.Protocol):
         if transport is None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self._transport = transport
+        tls = cast(ssl.SSLObject, transport.get_extra_info("ssl_object"))
+        if self.events is not None:
+            self.events.tls_started(describe(tls))
         self._dispatch(self.client.tls_started())
-        return cast(ssl.SSLObject, transport.get_extra_info("ssl_object"))
+        return tls
 
     async def milestone(self, timeout: float | None = None) -> Event:
         """The next event that is not about one recipient. The peer has `timeout` seconds for each thing it must say."""
@@ -119,7 +135,7 @@ class Link(asyncio.Protocol):
             async with asyncio.timeout(TIMEOUT):
                 await self._writable
         except TimeoutError:
-            self.fail("Connection timeout")
+            self._give_up()
         finally:
             self._writable = None
 
@@ -141,6 +157,8 @@ class Link(asyncio.Protocol):
     def close(self) -> None:
         """Close; unless the peer answered QUIT, without waiting for what was not sent."""
         self._stop_timer()
+        if self.events is not None:
+            self.events.closed()
         if self._transport is not None:
             transport, self._transport = self._transport, None
             if self.client.closed:
@@ -222,7 +240,12 @@ class Link(asyncio.Protocol):
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._check_deadline)
         else:
-            self.fail("Connection timeout")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self.events is not None:
+            self.events.timed_out()
+        self.fail("Connection timeout")
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -233,6 +256,12 @@ class Link(asyncio.Protocol):
     def _wake(waiter: "asyncio.Future[Any] | None") -> None:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def describe(tls: ssl.SSLObject) -> str:
+    """`VERSION:CIPHER:BITS`, as in the log and in events."""
+    name, _, bits = tls.cipher() or ("", "", 0)
+    return f"{tls.version()}:{name}:{bits}"
 
 
 def _bind(sock: socket.socket, source: str) -> None:

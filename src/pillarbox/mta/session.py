@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from pillarbox.errors import TempFail
+from pillarbox.filters.reports import Reports
 from pillarbox.log import Log
 from pillarbox.mta.client_tls import ClientContexts, TlsMaterial
 from pillarbox.mta.delivery import Delivery
@@ -19,7 +20,10 @@ from pillarbox.roles.queue import Queue
 
 
 class OutgoingSessions:
-    """Implements `roles.delivery.Outgoing`. `run` must be running; `now` in epoch seconds."""
+    """Implements `roles.delivery.Outgoing`. `run` must be running; `now` in epoch seconds.
+
+    `reports_for`: where the events of a session go; None where nobody listens to it.
+    """
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class OutgoingSessions:
         log: Log,
         now: Callable[[], float],
         tls_material: TlsMaterial,
+        reports_for: Callable[[SessionOrder], Reports | None],
     ) -> None:
         self._lookup = lookup
         self._queue = queue
@@ -37,6 +42,7 @@ class OutgoingSessions:
         self._log = log
         self._now = now
         self._contexts = ClientContexts(material=tls_material)
+        self._reports_for = reports_for
         self._jobs = Jobs(log=log, what="smtp-out")
         self._reporter = Reporter(settle=queue.settle, jobs=self._jobs, log=log)
         self._sessions: dict[int, Delivery] = {}
@@ -60,6 +66,7 @@ class OutgoingSessions:
             relays=self._relays,
             reporter=self._reporter,
             contexts=self._contexts,
+            reports=self._reports_for(order),
             log=self._log,
             now=self._now,
         )

@@ -23,7 +23,7 @@ from pillarbox.queue.policy import Facts, Verdict
 from pillarbox.queue.scheduler import Scheduler
 from pillarbox.queue.store import Later, Row, Store, StoredEnvelope, StoredMessage
 from pillarbox.roles.bounce import Bouncer
-from pillarbox.roles.delivery import Deliverer, InFlight
+from pillarbox.roles.delivery import Deliverer, InFlight, Witness
 from pillarbox.roles.queue import NewMessage, QueueRow
 
 BLOCK = 4096  # message ids reserved at a time
@@ -44,7 +44,8 @@ class Queue:
     """`roles.queue.Queue`. To be made in the running loop; then `register` deliverers, `recover`, `start`.
 
     `seal_key`: the key that lookup seals envelopes with. `now()`: epoch seconds, `monotonic()`: seconds. `paused`:
-    "mda" and "mta" as the server was told to start. `on_fatal`: called when the role must end.
+    "mda" and "mta" as the server was told to start. `on_fatal`: called when the role must end. `witness`: who else
+    wants to know what became of deliveries.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Queue:
         monotonic: Callable[[], float],
         on_fatal: Callable[[BaseException], None],
         paused: Iterable[str] = (),
+        witness: Witness | None = None,
     ) -> None:
+        self._witness = witness
         self._store = store
         self._log = log
         self._key = seal_key
@@ -295,6 +298,12 @@ class Queue:
                 self._counters[_COUNTED[outcome.result]] += 1
                 if there:
                     self._tell(flight.envelope, verdict)
+            if self._witness is not None:  # last: a fault of theirs must not hold up mail
+                for (flight, outcome, verdict), there in zip(flights, done.result(), strict=True):
+                    if there:
+                        self._witness.ended(flight.envelope, outcome)
+                        if verdict.expired:
+                            self._witness.expired(flight.envelope)
 
         future.add_done_callback(settled)
         return future
@@ -318,6 +327,8 @@ class Queue:
         for row, verdict, there in zip(rows, verdicts, done, strict=True):
             if there:
                 self._tell(row.envelope, verdict)
+                if self._witness is not None:
+                    self._witness.expired(row.envelope)
 
     def _log_end(self, envelope: Envelope, what: str, status: str) -> None:
         agent = "delivery" if envelope.kind is Kind.MDA else "relay"

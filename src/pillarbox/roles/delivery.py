@@ -56,6 +56,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     transaction_delay: float = 0.0
     failures_max: int = 25
     require_tls: bool = False  # the peer must offer REQUIRETLS (RFC 8689), else nothing is sent to it
+    filter: str = ""  # of the action: its processors hear the events of the session
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -153,6 +154,18 @@ class Deliverer(Protocol):
 
     def deliver(self, attempts: "list[Attempt]") -> None:
         """Take envelopes for delivery; each ends in exactly one outcome handed to `Queue.settle`."""
+        ...
+
+
+class Witness(Protocol):
+    """Is told by queue, within its role, what became of deliveries, once that is on disk."""
+
+    def ended(self, envelope: Envelope, outcome: Outcome) -> None:
+        """An attempt."""
+        ...
+
+    def expired(self, envelope: Envelope) -> None:
+        """There will be no further attempt: the time of the envelope is over."""
         ...
 
 

@@ -177,7 +177,10 @@ class Filters(Protocol):
     async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
         """Pass on to a processor, in this order. Returns when there is room for more; TempFail: that life is over.
 
-        An event that the processor has not registered is dropped here at the latest.
+        An event that the processor has not registered is dropped here at the latest. A session uses a token again,
+        for the next question or message, only when all of the last answer to it has come. Tell of `link-disconnect`
+        whoever was asked or told something of a session, even if it has not registered it: from then on what the
+        processor says about that session is ignored.
         """
         ...
 
@@ -186,7 +189,10 @@ class Filters(Protocol):
         ...
 
     async def restart(self, name: str) -> bool:
-        """`smtpctl restart filter NAME`: end it and start it again, one that is down too. False: there is none."""
+        """`smtpctl restart filter NAME`, a filter or its processor: end it and start it again, one that is down too.
+
+        False: there is none.
+        """
         ...
 
     async def log_level(self, verbose: bool) -> None:

@@ -60,6 +60,51 @@ class Expansion(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     text: str = ""
 
 
+class ReverseName(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What DNS says about a client. `name`: what its address points to, "" where that is nothing.
+
+    `fcrdns`: "pass" where the name has this address, "fail" where not, "error" where that could not be asked.
+    """
+
+    name: str = ""
+    fcrdns: str = "fail"
+
+    @property
+    def confirmed(self) -> str:
+        """The name where it can be believed, else ""."""
+        return self.name if self.fcrdns == "pass" else ""
+
+
+class FilterCase(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Builtin filters that follow each other in a phase, and what they may ask about a session.
+
+    `rdns`: "<unknown>" where there is none. `src`: "local" for the control socket. `helo`, `sender` and `rcpt` as
+    the client wrote them, "" before it did; `username` where it has logged in.
+    """
+
+    generation: int
+    filters: tuple[str, ...]
+    rdns: str = ""
+    fcrdns: str = ""
+    src: str = ""
+    helo: str = ""
+    username: str = ""
+    sender: str = ""
+    rcpt: str = ""
+
+
+class FilterOutcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What came of them: `report`s as (filter, text), and the first other decision with its filter, "" without one.
+
+    `decision`: bypass, disconnect, junk, reject or rewrite.
+    """
+
+    reports: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+    decision: str = ""
+    argument: str = ""
+
+
 class User(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Who a local delivery runs as."""
 
@@ -87,6 +132,14 @@ class Lookup(Protocol):
 
     async def reverse_name(self, address: str) -> str:
         """The forward-confirmed reverse name of an address, "" where it has none or it did not answer in time."""
+        ...
+
+    async def client_name(self, address: str) -> ReverseName:
+        """What DNS says about a client, believed or not (filters and reports); "error" where it does not answer."""
+        ...
+
+    async def filter(self, case: FilterCase) -> FilterOutcome:
+        """What builtin filters decide. TempFail where a table cannot be asked."""
         ...
 
     async def authenticate(self, login: Login, password: str) -> bool:

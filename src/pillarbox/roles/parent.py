@@ -1,4 +1,7 @@
-"""What needs the parent's rights: `System` (`daemon/system`) and `Programs` (`daemon/tableprograms`)."""
+"""What needs the parent's rights: `System` (`daemon/system`), and programs that are not ours.
+
+Those are `Programs` for tables (`daemon/tableprograms`) and `FilterPrograms` for filters (`daemon/filterprograms`).
+"""
 
 from typing import Protocol
 
@@ -104,4 +107,20 @@ class Programs(Protocol):
 
     async def stop_table(self, generation: int, table: str) -> None:
         """End the program of a table and all it has started, soon, whatever it does."""
+        ...
+
+
+class FilterPrograms(Protocol):
+    """Called by filter: processors, which run as their own users, never within a role."""
+
+    async def start_processor(self, number: int, generation: int, name: str, token: int) -> int:
+        """Start a processor of a generation; the one that ran under this number is ended before. Returns its pid.
+
+        Its standard input and output, a socket, travel over the channel under `token`, which the caller chose.
+        TempFail: it cannot be started, the text says why.
+        """
+        ...
+
+    async def stop_processor(self, number: int, grace: float) -> None:
+        """End a processor and all it has started, after so many seconds at the latest, whatever it does."""
         ...

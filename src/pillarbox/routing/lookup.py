@@ -22,12 +22,22 @@ from pillarbox.log import Log
 from pillarbox.mail.envelope import Envelope, Sealed, encode_envelope
 from pillarbox.mail.seal import seal
 from pillarbox.roles.explain import Explanation, Question
-from pillarbox.roles.lookup import Expansion, Login, MxHost, Recipient, User
+from pillarbox.roles.lookup import (
+    Expansion,
+    FilterCase,
+    FilterOutcome,
+    Login,
+    MxHost,
+    Recipient,
+    ReverseName,
+    User,
+)
 from pillarbox.roles.parent import System, TableFile
 from pillarbox.routing.admit import Admission
 from pillarbox.routing.aliases import parse_addresses
 from pillarbox.routing.expand import TEMPORARY, Expander, refusal_text
 from pillarbox.routing.explain import Explainer
+from pillarbox.routing.filtering import BuiltinFilters
 from pillarbox.routing.includes import Includes
 from pillarbox.routing.logins import SYSTEM_DEADLINE, Logins
 from pillarbox.routing.planning import Plans
@@ -55,6 +65,10 @@ class Resolver(Protocol):
         """See `roles.lookup.Lookup.reverse_name`."""
         ...
 
+    async def client_name(self, address: str) -> ReverseName:
+        """See `roles.lookup.Lookup.client_name`."""
+        ...
+
 
 class _Generation:
     """One configuration, compiled: its tables, ruleset and expander."""
@@ -63,6 +77,7 @@ class _Generation:
         self.config = config
         self.tables = tables
         self.expander = expander
+        self.filters = BuiltinFilters(config, tables)
         relays = [action for action in config.actions.values() if isinstance(action, model.Relay)]
         self.credentials = frozenset(relay.auth for relay in relays)
         self.hostnames = frozenset(relay.helo_src for relay in relays) | {x.hostnames for x in config.listeners}
@@ -228,6 +243,10 @@ class Lookup:
             self._no_forward[user] = self._now()
         return found
 
+    async def filter(self, case: FilterCase) -> FilterOutcome:
+        """What builtin filters decide; see `roles.lookup.Lookup`."""
+        return await self._generation(case.generation).filters.decide(case)
+
     # -- users
 
     async def authenticate(self, login: Login, password: str) -> bool:
@@ -336,6 +355,10 @@ class Lookup:
     async def reverse_name(self, address: str) -> str:
         """The forward-confirmed reverse name of an address."""
         return await self._resolver.reverse_name(address)
+
+    async def client_name(self, address: str) -> ReverseName:
+        """What DNS says about a client."""
+        return await self._resolver.client_name(address)
 
     async def exchangers(self, domain: str, mx: bool, family: str) -> list[MxHost]:
         """Where mail for a domain goes."""

@@ -16,20 +16,20 @@ class Stdio:
 
     def __init__(self) -> None:
         sys.stdout.flush()
-        self._input = os.dup(0)
-        self._output = os.dup(1)
+        self.reading = os.dup(0)
+        self.writing = os.dup(1)
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
         os.close(nowhere)
         os.dup2(2, 1)
-        for fd in (self._input, self._output):
+        for fd in (self.reading, self.writing):
             os.set_blocking(fd, True)
 
     def write(self, data: bytes) -> None:
         """Write all of it. While the server does not read, the program stands still: nothing piles up here."""
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self._output, rest) :]
+            rest = rest[os.write(self.writing, rest) :]
 
     async def lines(self) -> AsyncIterator[tuple[str, bool]]:
         """Lines as they come, without their ends, and whether each was cut; ends with the input."""
@@ -49,7 +49,7 @@ class Stdio:
         while piece:
             wanted.acquire()
             try:
-                piece = os.read(self._input, _CHUNK)
+                piece = os.read(self.reading, _CHUNK)
             except OSError:  # ECONNRESET: a server that died with our answers unread
                 piece = b""
             try:

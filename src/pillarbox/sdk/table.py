@@ -15,13 +15,12 @@ smtpd-tables(7), protocol 0.1, and so runs under OpenSMTPD 7.6 and newer too. do
 `pillarbox.sdk.testing` drives a table in a test.
 """
 
-import asyncio
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NoReturn, TypeVar
 
+from pillarbox.sdk import program
 from pillarbox.sdk.session import CheckHandler, FetchHandler, Handlers, Hook, LookupHandler, Session
 from pillarbox.sdk.stdio import Stdio
 from pillarbox.sdk.wire import ProtocolError, Service, TableError, Value
@@ -115,22 +114,7 @@ class Table:
 
         Standard error goes to the server's log, and so do `logging` and `print`.
         """
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+        program.log_to_server()
         stdio = Stdio()
-        status = 1
-        try:
-            asyncio.run(self.session().run(stdio.lines(), stdio.write))
-            status = 0
-        except* OSError as gone:
-            # A server that stopped does not wait for answers.
-            status = 0 if gone.subgroup(lambda error: isinstance(error, BrokenPipeError | ConnectionError)) else 1
-            if status:
-                _log.error("the server cannot be reached", exc_info=gone)
-        except* (ProtocolError, TableError) as refused:
-            for error in refused.exceptions:
-                _log.error("%s", error)
-        except* KeyboardInterrupt:
-            status = 130
-        except* Exception as fault:  # noqa: BLE001 - whatever an author's `start` raised
-            _log.error("the table program failed", exc_info=fault)
-        sys.exit(status)
+        conversation = self.session().run(stdio.lines(), stdio.write)
+        program.run(conversation, log=_log, refusals=(ProtocolError, TableError))

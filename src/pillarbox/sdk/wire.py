@@ -157,6 +157,37 @@ class Lines:
         self._rest += piece[:room]
 
 
+class Blocks:
+    """Cuts what was read into lines, many at a time. Bytes that are no UTF-8 survive."""
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self.limit = limit
+        self._rest = b""
+        self._cut = False
+
+    def feed(self, data: bytes) -> tuple[str | None, list[str]]:
+        """The start of a line that was longer than the limit and ended here, if one did; the whole lines behind it."""
+        cut = None
+        if self._cut:
+            end = data.find(b"\n")
+            if end < 0:
+                return None, []
+            cut, self._rest, self._cut, data = _text(self._rest), b"", False, data[end + 1 :]
+        end = data.rfind(b"\n")
+        if end < 0:
+            self._rest += data
+            self._cut = len(self._rest) > self.limit
+            self._rest = self._rest[: self.limit]
+            return cut, []
+        lines = _text(self._rest + data[:end]).split("\n")
+        self._rest = data[end + 1 :]
+        return cut, lines
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
+
+
 def encode(lines: Iterable[str]) -> bytes:
     """Lines as they are written."""
     return "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")

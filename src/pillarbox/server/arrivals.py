@@ -39,12 +39,13 @@ class Admitting(Protocol):
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Who came in, and where. `address` is the client's, behind a proxy as that says; `server` and `port` are ours."""
+    """Who came in, and where. `address` and `client_port` are the client's, behind a proxy as that says."""
 
     serving: Serving
     listener: Listener
     connection: socket.socket
     address: str
+    client_port: int
     server: str
     port: int
     ticket: int = 0  # of `server/admissions`
@@ -140,7 +141,9 @@ class Arrivals:
             raise BadHeader("timeout") from None
         except OSError as error:
             raise BadHeader(f"IO error ({error.strerror or error})") from None
-        return msgspec.structs.replace(arrival, address=source.address or arrival.address)
+        if not source.address:
+            return arrival
+        return msgspec.structs.replace(arrival, address=source.address, client_port=source.port)
 
     async def _require_trust(self, arrival: Arrival) -> None:
         table = arrival.listener.proxy_from

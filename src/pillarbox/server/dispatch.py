@@ -4,6 +4,7 @@ A further verb is a line in `STEPS` and in `smtp/states`, and a file in `server/
 """
 
 import asyncio
+import functools
 import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import msgspec
 
 from pillarbox.errors import PermFail, PillarboxError, TempFail
 from pillarbox.roles.queue import Queue
-from pillarbox.server import limits
+from pillarbox.server import events, filtering, limits
 from pillarbox.server.commands import auth, bdat, data, hello, mail, other, rcpt
 from pillarbox.smtp import commands, replies
 from pillarbox.smtp.commands import Verb
@@ -111,8 +112,17 @@ def _take(session: "Session", outcome: Reply | Work | None) -> None:
 
 
 def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
+    """Obey a line, as soon as filters can be told of it."""
+    if session.chain is not None and session.chain.congested:
+        return filtering.wait_for_room(session.chain, lambda: _obey_line(session, raw))
+    return _obey_line(session, raw)
+
+
+def _obey_line(session: "Session", raw: bytes) -> Reply | Work | None:
     """Obey a line. Octets follow one that was meant for BDAT: if it is refused, nobody knows where they end."""
     line = raw.decode("utf-8", "surrogateescape")
+    if session.exchange is not None and session.events is not None:
+        session.events.command(events.HIDDEN)
     if session.exchange is None:
         outcome = _obey(session, line)
     elif _MEANS_BDAT.match(line) and not _BASE64.fullmatch(line):
@@ -129,18 +139,35 @@ def _obey(session: "Session", line: str) -> Reply | Work | None:
     session.verb = None
     bad = "\0" in line or "\r" in line
     verb, args = (None, None) if bad else commands.parse_line(line)
+    if verb is None and session.auth_refused:
+        session.command = _HIDDEN
+    if session.events is not None:
+        session.events.command(session.command.replace(_HIDDEN, events.HIDDEN))
     if verb is None:
-        if session.auth_refused:
-            session.command = _HIDDEN
         return replies.BAD_CHARACTER if bad else replies.UNRECOGNIZED
     session.auth_refused = False
+    if session.events is not None:
+        session.events.parsed(verb, args or "")
     step = STEPS[verb]
     if args is not None and not step.arguments:
         return replies.NO_ARGUMENTS
     if verb not in NEXT[session.state] and not step.anywhere:
         return replies.NOT_ALLOWED
     session.verb = verb
-    return step.check(session, args) or limits.proceed(session, verb, step.proceed, args or "")
+    refusal = step.check(session, args)
+    if refusal is not None:
+        return refusal
+    if session.chain is not None:
+        effect = functools.partial(_proceed, session, verb, step)
+        return filtering.ask(session, session.chain, step, args or "", effect)
+    return _proceed(session, verb, step, args or "")
+
+
+def _proceed(session: "Session", verb: Verb, step: Step, args: str) -> Reply | Work | None:
+    """The effect of a command that is allowed."""
+    if session.events is not None:
+        session.events.begins()
+    return limits.proceed(session, verb, step.proceed, args)
 
 
 def answer(session: "Session", reply: Reply) -> None:
@@ -186,9 +213,14 @@ def _failed(session: "Session", error: Exception) -> Reply:
 async def greet(session: "Session") -> None:
     """The banner, with the name that the table has for the address that was connected to (`hostnames`).
 
-    First of all (`greet-delay`) we listen a while. A table that cannot be asked now takes nothing but that name away,
-    as in the reference.
+    First of all filters decide, then (`greet-delay`) we listen a while. A table that cannot be asked now takes nothing
+    but that name away, as in the reference.
     """
+    if not session.introduced and filtering.concerns(session):
+        refusal = await filtering.introduce(session)
+        if refusal is not None:
+            answer(session, refusal)
+            return
     delay = session.listener.greet_delay
     if delay and not await limits.silent(session, delay):
         session.send(replies.TALKED_FIRST)
@@ -202,6 +234,8 @@ async def greet(session: "Session") -> None:
     except TempFail as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
     session.send(replies.banner(session.name))
+    if session.events is not None:
+        session.events.reports.link_greeting(session.name)
 
 
 async def discard(queue: Queue, msgid: int) -> None:

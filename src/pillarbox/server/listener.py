@@ -15,9 +15,11 @@ from collections.abc import Callable, Coroutine, Mapping
 
 from pillarbox.conf.model import Config, Listener, TlsMode
 from pillarbox.errors import PermFail, TempFail
+from pillarbox.filters.processors import Processors
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
+from pillarbox.server import filtering
 from pillarbox.server.admissions import Admissions
 from pillarbox.server.arrivals import Arrival, Arrivals, say
 from pillarbox.server.commands.hello import handshake_failed
@@ -45,7 +47,8 @@ class Server:
     """Implements `roles.dispatcher.Incoming`. Made within the running event loop that serves it.
 
     `tls_contexts`: listener id → context, from `server/tls`. `local_addresses`: of this machine, for `from local`.
-    `holder`: this dispatcher, for the limits that lookup counts.
+    `holder`: this dispatcher, for the limits that lookup counts. `processors`: of filters and reports; it gets to
+    know the configurations here.
     """
 
     def __init__(
@@ -57,14 +60,18 @@ class Server:
         log: Log,
         now: Callable[[], float],
         tls_contexts: Mapping[int, ssl.SSLContext],
+        processors: Processors,
         local_addresses: frozenset[str] = frozenset(_LOOPBACK),
         max_sessions: int | None = None,
         auth_delay: Callable[[], float] = lambda: random.uniform(1.0, 2.0),
         holder: str = "dispatcher",
+        control_socket: str = "",
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._serving = Serving(config, tls_contexts, local_addresses)
         self._log = log
+        self._processors = processors
+        self._processors.add(config)
         self._max_sessions = default_max_sessions() if max_sessions is None else max_sessions
         self._doors = Doors(accepted=self._accepted, log=log)
         self._sessions: set[Session] = set()
@@ -92,6 +99,8 @@ class Server:
             msgids=MessageIds(queue=queue, background=self._background),
             names=ReverseNames(lookup=lookup, monotonic=self._loop.time, background=self._background),
             dates=Dates(now),
+            processors=processors,
+            control_socket=control_socket,
             admissions=self._admissions,
             random64=_random64,
             auth_delay=auth_delay,
@@ -117,6 +126,7 @@ class Server:
 
         A socket whose address is not in it is closed once those who wait there were taken.
         """
+        self._processors.add(config)
         self._serving = Serving(config, tls_contexts, local_addresses)
         self._doors.replace(self._serving, listening)
 
@@ -221,6 +231,7 @@ class Server:
             listener=listener,
             connection=connection,
             address=_host(address[0]),
+            client_port=address[1],
             server=_host(server[0]),
             port=server[1],
         )
@@ -254,6 +265,7 @@ class Server:
             loopback=arrival.server in _LOOPBACK,
             server=arrival.server,
             port=arrival.port,
+            client_port=arrival.client_port,
         )
         self._count("smtp.session.inet6" if ":" in host else "smtp.session.inet4", 1)
         context = serving.tls_contexts.get(arrival.listener.id)
@@ -265,6 +277,8 @@ class Server:
 
     async def _connect(self, session: Session, connection: socket.socket) -> None:
         smtps = session.listener.tls is TlsMode.SMTPS
+        if smtps and filtering.concerns(session) and not await self._introduce(session, connection):
+            return
         try:
             await self._loop.connect_accepted_socket(
                 lambda: session,
@@ -274,6 +288,20 @@ class Server:
             )
         except (OSError, TimeoutError) as error:
             session.fail(handshake_failed(error))
+
+    async def _introduce(self, session: Session, connection: socket.socket) -> bool:
+        """Have filters decide before a handshake costs anything: whoever is refused could not be told why."""
+        welcome = False
+        try:
+            refusal = await filtering.introduce(session)
+            if refusal is not None:
+                session.event("smtp failed-command", command='""', result=f'"{refusal.text}"')
+                session.fail("quit")
+            welcome = refusal is None
+        finally:
+            if not welcome:
+                connection.close()
+        return welcome
 
     def _session(self, config: Config, listener: Listener, peer: Peer, context: ssl.SSLContext | None) -> Session:
         session = Session(

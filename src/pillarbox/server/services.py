@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine
 
 import msgspec
 
+from pillarbox.filters.processors import Processors
 from pillarbox.log import Log
 from pillarbox.roles.lookup import Lookup
 from pillarbox.roles.queue import Queue
@@ -14,7 +15,10 @@ from pillarbox.server.trace import Dates
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """Shared by the sessions. `auth_delay`: seconds from a password to the answer that it is wrong."""
+    """Shared by the sessions. `auth_delay`: seconds from a password to the answer that it is wrong.
+
+    `control_socket`: its path, which is the address of local users to filters.
+    """
 
     lookup: Lookup
     queue: Queue
@@ -23,6 +27,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     admissions: Admissions
     names: ReverseNames
     dates: Dates
+    processors: Processors
+    control_socket: str
     random64: Callable[[], int]
     auth_delay: Callable[[], float]
     background: Callable[[Coroutine[None, None, None]], None]
@@ -33,7 +39,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """The other end of a connection. `address` is "local" for the control socket.
 
     `local`: the ruleset's `from local`. `loopback`: it came in on the loopback address, or over the control socket.
-    `hostname`: known beforehand, for the control socket. `server`: the address and port of our end.
+    `hostname`: known beforehand, for the control socket. `server`, `port`: our end; `client_port`: the other's.
     """
 
     address: str
@@ -43,6 +49,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     username: str = ""
     server: str = ""
     port: int = 0
+    client_port: int = 0
 
     @property
     def shown(self) -> str:

@@ -13,9 +13,11 @@ from contextlib import suppress
 from typing import Any, cast
 
 from pillarbox.conf.model import Config, Listener
-from pillarbox.roles.lookup import Client
-from pillarbox.server import dispatch, mechanisms
+from pillarbox.filters.chain import Chain
+from pillarbox.roles.lookup import Client, ReverseName
+from pillarbox.server import dispatch, filtering, mechanisms
 from pillarbox.server.commands import hello
+from pillarbox.server.events import SessionEvents
 from pillarbox.server.halfclose import can_end_writing, end_writing
 from pillarbox.server.services import Peer, Services
 from pillarbox.server.transaction import Transaction
@@ -72,6 +74,10 @@ class Session(asyncio.Protocol):
         self.mechanisms: tuple[str, ...] | None = None  # of AUTH, once it was asked which
         self.failed_logins = 0
         self.hostname: str | None = peer.hostname
+        self.introduced = False  # to filters and listeners, if there are any
+        self.events: SessionEvents | None = None  # None: nobody listens
+        self.chain: Chain | None = None  # None: there are no filters
+        self.junk = False  # a filter says so, of all that comes
         self.failures = 0  # commands refused, recipients not among them
         self.early: asyncio.Event | None = None  # set by what comes while we wait for that
         self.mails = 0
@@ -84,7 +90,7 @@ class Session(asyncio.Protocol):
         self._work: Coroutine[Any, Any, Reply | None] | None = None  # what the task does
         self._out: list[bytes] = []
         self._held: list[tuple[str, dict[str, object]]] | None = []
-        self._name: asyncio.Future[str] | None = None
+        self._name: asyncio.Future[ReverseName] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._active = self._loop.time()
         self._progress = 0
@@ -101,6 +107,8 @@ class Session(asyncio.Protocol):
     def send(self, reply: Reply) -> None:
         """Put a reply into the next write."""
         self._out.append(reply.wire)
+        if self.events is not None:
+            self.events.replied(reply, self.tx.msgid if self.tx is not None else None)
         if reply.closes:
             self._ending = "quit"
             self._unheard = reply not in (replies.BYE, replies.SHUTTING_DOWN)
@@ -122,9 +130,14 @@ class Session(asyncio.Protocol):
     async def reverse_name(self) -> str:
         """The client's name, "" where it has none."""
         if self.hostname is None:
-            assert self._name is not None
-            self.hostname = await asyncio.shield(self._name)
+            self.hostname = (await self.client_name()).confirmed
         return self.hostname
+
+    async def client_name(self) -> ReverseName:
+        """What DNS says about the client, believed or not."""
+        if self._name is None:
+            return ReverseName(name=self.hostname or "", fcrdns="pass")
+        return await asyncio.shield(self._name)
 
     async def offered_mechanisms(self) -> tuple[str, ...]:
         """The mechanisms of AUTH, asked for once."""
@@ -149,9 +162,16 @@ class Session(asyncio.Protocol):
 
     def reset(self) -> None:
         """Forget the transaction (RSET, EHLO, the end of the connection)."""
-        if self.tx is not None and self.tx.appended:
-            self.services.background(dispatch.discard(self.services.queue, self.tx.msgid))
-        self.tx = None
+        tx, self.tx = self.tx, None
+        if tx is not None:
+            if tx.stream is not None:
+                (tx.stream.close if self._lost else tx.stream.abandon)()
+            if tx.appended:
+                self.services.background(dispatch.discard(self.services.queue, tx.msgid))
+            if self.events is not None:
+                self.events.over(tx.committed)
+            if self.chain is not None:
+                self.chain.end_transaction()
         self._message_due = math.inf
         self.core.end_chunks()
 
@@ -212,6 +232,8 @@ class Session(asyncio.Protocol):
 
     def fail(self, reason: str) -> None:
         """End at once: nothing more can be said to this client."""
+        if reason == "timeout" and self.events is not None and not self._lost:
+            self.events.reports.timeout()
         self._ending = self._ending if self._ending not in ("", "quit") else reason
         if self._transport is not None:
             self._transport.abort()
@@ -232,9 +254,9 @@ class Session(asyncio.Protocol):
             return
         self._name = self.services.names.ask(self.peer.address)
         if self._name.done():
-            self._connected(self._name.result())
+            self._connected(self._name.result().confirmed)
         else:
-            self._name.add_done_callback(lambda name: self._connected(name.result()))
+            self._name.add_done_callback(lambda name: self._connected(name.result().confirmed))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands, TLS of a smtps listener included: greet, once our name is known."""
@@ -248,7 +270,7 @@ class Session(asyncio.Protocol):
             return
         if transport.get_extra_info("ssl_object") is not None:
             hello.secured(self)
-        if self.listener.hostnames or self.listener.greet_delay:
+        if self.listener.hostnames or self.listener.greet_delay or filtering.concerns(self):
             self.start(dispatch.greet(self))
         else:
             self.send(replies.banner(self.name))
@@ -415,6 +437,10 @@ class Session(asyncio.Protocol):
     def _retire(self) -> None:
         """Nothing runs for this session any more."""
         self.reset()
+        if self.events is not None:
+            self.events.disconnected()
+        if self.chain is not None:
+            self.chain.close()
         self._transport = None
         self._closed(self)
 

@@ -8,7 +8,6 @@ import base64
 import re
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
 
 from pillarbox.mail.envelope import Result
 from pillarbox.smtp.client_data import DotStuffer
@@ -24,32 +23,18 @@ from pillarbox.smtp.client_events import (
     Transaction,
 )
 from pillarbox.smtp.client_offer import Limits, Offer, Refusal, Wording, word
+from pillarbox.smtp.client_steps import Observer, Step
 
 _LINE_MAX = 2048  # bytes of one reply line, as the reference's buffer
 _TEXT_MAX = 2048  # characters kept of a multi-line reply
 _LINES_MAX = 1000  # of one reply: EHLO has a few dozen
 _HELD_MAX = 65536  # bytes a peer may send while the body is on its way
 _STATUS = re.compile(r"\d\.\d\.\d(?=\s)")
-
-
-class Step(Enum):
-    """What a reply is an answer to."""
-
-    BANNER = auto()
-    EHLO = auto()
-    HELO = auto()
-    LHLO = auto()
-    STARTTLS = auto()
-    AUTH_PLAIN = auto()
-    AUTH_LOGIN = auto()
-    AUTH_USER = auto()
-    AUTH_PASSWORD = auto()
-    MAIL = auto()
-    RCPT = auto()
-    DATA = auto()
-    EOM = auto()
-    RSET = auto()
-    QUIT = auto()
+_MASKED = {  # how lines with secrets are shown
+    Step.AUTH_PLAIN: "AUTH PLAIN ********",
+    Step.AUTH_USER: "********",
+    Step.AUTH_PASSWORD: "********",
+}
 
 
 class Client:
@@ -59,6 +44,7 @@ class Client:
     it may do later.
     `credentials` are used on a TLS connection only. `failures_max` refused recipients in a row end the session
     (0: never). Counters: `delivered` messages, `tried` transactions since the last success, `mails` begun in all.
+    `observer` is told every line, if anybody wants to know.
     """
 
     def __init__(
@@ -70,6 +56,7 @@ class Client:
         credentials: tuple[str, str] | None = None,
         failures_max: int = 0,
         require_tls: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self.delivered = 0
         self.tried = 0
@@ -85,6 +72,7 @@ class Client:
         self._credentials = credentials
         self._failures_max = failures_max
         self._require_tls = require_tls
+        self._observer = observer
         self.unprotected = ""
         self.for_now = False
         self._failures = 0
@@ -193,7 +181,7 @@ class Client:
         """The body is complete: end it, and look at what the peer may have said meanwhile."""
         self._events = []
         self._sending_body = False
-        self._out.append(self._stuffer.end())
+        self._end_of_data(self._stuffer.end())
         self._expect_eom()
         if self._buffer:
             self._consume()
@@ -231,11 +219,19 @@ class Client:
             if self._sending_body:
                 return
         if self._buffer and not self.failed:
+            self._show_unasked()
             idle_close = not self._tx and self._buffer.startswith(b"4")  # RFC 5321 §3.8: 421 at any time
             self._fail("Connection closed unexpectedly" if idle_close else "Remote host sent too much data")
 
+    def _show_unasked(self) -> None:
+        if self._observer is not None:
+            line = self._buffer[:_LINE_MAX].partition(b"\n")[0].rstrip(b"\r")
+            self._observer.heard(_visible(line.decode("utf-8", "backslashreplace")))
+
     def _line(self, line: str) -> bool:
         """One line of a reply; True when it was the last one."""
+        if self._observer is not None:
+            self._observer.heard(line)
         error = _reply_error(line)
         if error:
             self._fail(f"Bad response: {error}")
@@ -253,6 +249,8 @@ class Client:
             return False
         reply, self._reply, self._reply_lines = self._reply, "", 0
         self._expect.popleft()
+        if self._observer is not None:
+            self._observer.replied(step, reply)
         _ON_REPLY[step](self, reply)
         return True
 
@@ -368,9 +366,9 @@ class Client:
     # The transaction.
 
     def _send_rcpt(self) -> None:
-        _, line = self._wording.rcpts[self._asked]
+        index, line = self._wording.rcpts[self._asked]
         self._asked += 1
-        self._send(line, Step.RCPT)
+        self._send(line, Step.RCPT, index)
 
     def _on_mail(self, reply: str) -> None:
         if reply[0] != "2":
@@ -413,7 +411,7 @@ class Client:
             self._reset_unless_asked()
         elif not self._accepted:
             # RFC 2920 §3.1: DATA was taken although no recipient was; nothing may follow but the end.
-            self._out.append(b".\r\n")
+            self._end_of_data(b".\r\n")
             if self._lmtp:  # no recipient, no reply
                 self._send(b"RSET", Step.RSET)
             else:
@@ -428,7 +426,8 @@ class Client:
             self._sending_body = True
             self._events.append(BodyWanted())
         else:
-            self._out += (self._stuffer.feed(self._tx.body), self._stuffer.end())
+            self._out.append(self._stuffer.feed(self._tx.body))
+            self._end_of_data(self._stuffer.end())
             self._expect_eom()
 
     def _expect_eom(self) -> None:
@@ -474,9 +473,16 @@ class Client:
 
     # Plumbing.
 
-    def _send(self, line: bytes, step: Step) -> None:
+    def _send(self, line: bytes, step: Step, index: int = -1) -> None:
         self._out.append(line + b"\r\n")
         self._expect.append(step)
+        if self._observer is not None:
+            self._observer.sent(step, _MASKED.get(step) or line.decode(), index)
+
+    def _end_of_data(self, end: bytes) -> None:
+        self._out.append(end)
+        if self._observer is not None:
+            self._observer.sent(Step.EOM, ".", -1)
 
     def _fail(self, text: str) -> None:
         self.failed = True

@@ -9,6 +9,7 @@ from typing import Any
 from tests.corpus.runner import compare
 from tests.corpus.runner.cases import Case
 from tests.corpus.runner.client import play
+from tests.corpus.runner.filters import judge_filter
 from tests.corpus.runner.migration import judge_migration
 from tests.corpus.runner.place import fresh, put
 from tests.corpus.runner.sink import Sink
@@ -176,6 +177,7 @@ JUDGES: dict[str, Callable[[Case, Stage], str]] = {
     "relay": judge_relay,
     "migration": judge_migration,
     "tables": judge_tables,
+    "filter": judge_filter,
 }
 # Kinds in which a wiring makes no difference are judged in one.
 ONE_WIRING = {"config", "makemap", "migration", "spf"}

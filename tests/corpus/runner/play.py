@@ -1,8 +1,9 @@
 """Judges a list of cases on one stage: what pytest and the command line both call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.corpus.runner.cases import FILES, Case, Notes, differs, load, pending
 from tests.corpus.runner.ctl import SEQUENCES
@@ -43,13 +44,28 @@ def expected(case: Case, notes: Notes) -> Case:
         return case
     data = {**case.data, **note.get("expect", {})}
     if steps := note.get("steps"):
-        first = [{**step, **steps.get(str(number), {})} for number, step in enumerate(data["sessions"][0])]
+        first = [_changed(step, steps.get(str(number), {})) for number, step in enumerate(data["sessions"][0])]
         data["sessions"] = [first, *data["sessions"][1:]]
     data["by_transaction"] = note.get("by_transaction", False)
     if "log" in data:
         kept = [line for line in data["log"] if not any(text in line for text in note.get("drop", ()))]
         data["log"] = [*kept, *note.get("add", ())]
+    if data.get("filter_log"):
+        data["filter_log"] = _told(data["filter_log"], note)
     return Case(case.kind, data)
+
+
+def _changed(step: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {**step, **change}
+    return {name: value for name, value in changed.items() if name != "refused" or value}
+
+
+def _told(lines: Sequence[str], note: Mapping[str, Any]) -> list[str]:
+    """A filter's log as we mean it to be."""
+    for text, other in note.get("told", {}).items():
+        lines = [line.replace(text, other) for line in lines if other or text not in line]
+    handshake = [line for line in lines if line.startswith(("< config|", "> register|"))]
+    return [*lines, *note.get("told_more", ()), *handshake * (note.get("starts", 1) - 1)]
 
 
 def judge(cases: Sequence[Case], stage: Stage) -> Iterator[Verdict]:

@@ -92,7 +92,10 @@ def _take(session: "Session", step: Challenge | Success | Failure) -> Reply:
     if isinstance(step, Failure):
         return _failed(session)
     session.event("smtp authentication", user=_visible(step.user), result="ok")
+    _report(session, "pass", step.user)
     session.username, session.authenticated = step.user, True
+    if session.chain is not None:
+        session.chain.username = step.user
     return replies.AUTHENTICATED
 
 
@@ -109,11 +112,13 @@ async def _ask(session: "Session", question: Question) -> Reply:
         answer = await _answer(session, question)
     except TempFail as error:
         session.event("smtp authentication", user=user, result="tempfail")
+        _report(session, "error", question.user)
         log.warn(f"smtp: {session.id:016x}: authentication: {error}")
         await asyncio.sleep(due - clock())
         return replies.AUTH_TEMPFAIL  # it counts for nothing: the client may be right
     if not answer:
         session.event("smtp authentication", user=user, result="permfail")
+        _report(session, "fail", question.user)
         await asyncio.sleep(due - clock())
     session.exchange, step = exchange, exchange.answer(answer)
     assert isinstance(step, Challenge | Success | Failure)
@@ -153,6 +158,11 @@ def without_secrets(line: str) -> str:
     if len(words) == 1 or words[0].upper() != Verb.AUTH or not _MECHANISM.fullmatch(words[1]):
         return line if line.upper() == Verb.AUTH else f"{Verb.AUTH} (...)"
     return line if len(words) == 2 else f"{words[0]} {words[1]} (...)"
+
+
+def _report(session: "Session", result: str, user: str) -> None:
+    if session.events is not None:
+        session.events.reports.link_auth(result, _visible(user))
 
 
 def _visible(user: str) -> str:

@@ -8,6 +8,9 @@ had under way are refused one by one. BINARYMIME is not offered: a message has l
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from pillarbox.errors import TempFail
+from pillarbox.filters.chain import Chain
+from pillarbox.server import filtering
 from pillarbox.server.commands import data
 from pillarbox.server.transaction import Transaction
 from pillarbox.smtp import replies
@@ -29,17 +32,43 @@ def check(_session: "Session", args: str | None) -> Reply | None:
     return None
 
 
-def proceed(session: "Session", args: str) -> None:
+def proceed(session: "Session", args: str) -> Coroutine[Any, Any, None] | None:
     """Read what follows; `end`, or for the last chunk `data.end`, answers."""
     chunk = parse_chunk(args)
-    session.chunk_refusal = _refusal(session, chunk)
-    if session.chunk_refusal is not None:
+    refusal = _refusal(session, chunk)
+    if refusal is None and session.tx is not None and session.tx.message is None:
+        if session.chain is not None:
+            return _ask_and_begin(session, session.chain, session.tx, chunk)
+        refusal = _begin(session, session.tx)
+    _read(session, chunk, refusal)
+    return None
+
+
+async def _ask_and_begin(session: "Session", chain: Chain, tx: Transaction, chunk: Chunk) -> None:
+    """With the first chunk filters are asked what they are asked at DATA."""
+    refusal: Reply | None = replies.TEMPORARY_FAILURE
+    try:
+        refusal = await filtering.may_begin(session, chain) or _begin(session, tx)
+    except TempFail as error:
+        session.services.log.warn(f"smtp: {session.id:016x}: {error}")
+    _read(session, chunk, refusal)
+
+
+def _begin(session: "Session", tx: Transaction) -> Reply | None:
+    refusal = data.begin(session, tx)
+    if refusal is None and session.events is not None:
+        session.events.message_begins()
+    return refusal
+
+
+def _read(session: "Session", chunk: Chunk, refusal: Reply | None) -> None:
+    """What was announced comes in any case."""
+    session.chunk_refusal = refusal
+    if refusal is not None:
         session.core.skip_chunk(chunk.size)
         return
     tx = session.tx
     assert tx is not None
-    if tx.message is None:
-        data.begin(session, tx)
     tx.chunk = chunk.size
     if chunk.last:
         session.verb = None  # the end of the message says what comes next
@@ -66,13 +95,12 @@ def end(session: "Session", event: EndOfChunk) -> Reply | Coroutine[Any, Any, Re
     assert tx is not None and tx.message is not None
     if event.problem is not None and tx.message.failure is None:
         tx.message.fail(data.PROBLEMS[event.problem])
-    tx.message.add(event.data, event.lines)
-    return _pass_on(session, tx) if tx.message.wants_streaming() else _answer(session, tx)
+    waiting = data.take(session, tx, event.data, event.lines)
+    return _answer(session, tx) if waiting is None else _pass_on(session, tx, waiting)
 
 
-async def _pass_on(session: "Session", tx: Transaction) -> Reply:
-    assert tx.message is not None
-    await data.stream(session, tx, tx.message)
+async def _pass_on(session: "Session", tx: Transaction, waiting: Coroutine[Any, Any, None]) -> Reply:
+    await waiting
     return _answer(session, tx)
 
 

@@ -1,12 +1,15 @@
 """DATA (RFC 5321 §4.1.1.4): take the message, and answer for it only when the queue made it durable."""
 
+import asyncio
 from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pillarbox.errors import PermFail, TempFail
+from pillarbox.filters.chain import Chain, Verdict
+from pillarbox.filters.stream import MessageStream
 from pillarbox.mail.envelope import Sealed
 from pillarbox.roles.queue import NewMessage
-from pillarbox.server import trace
+from pillarbox.server import filtering, trace
 from pillarbox.server.headers import Header
 from pillarbox.server.message import Incoming
 from pillarbox.server.transaction import Transaction
@@ -25,6 +28,7 @@ PROBLEMS = {
     Problem.LINE_TOO_LONG: replies.MESSAGE_LINE_TOO_LONG,
 }
 _SUBMISSION = 587
+_SPAM = b"X-Spam: Yes\r\n"
 
 
 def check(session: "Session", _args: str | None) -> Reply | None:
@@ -36,7 +40,9 @@ def check(session: "Session", _args: str | None) -> Reply | None:
 def proceed(session: "Session", _args: str) -> Reply:
     """From here on it is a message."""
     assert session.tx is not None
-    begin(session, session.tx)
+    refusal = begin(session, session.tx)
+    if refusal is not None:
+        return refusal
     session.core.begin_body(terms(session))
     return replies.START_BODY
 
@@ -48,23 +54,47 @@ def terms(session: "Session") -> Terms:
     return Terms(max_size=smtp.max_message_size, max_line=smtp.max_line_length, normalize=normalize)
 
 
-def begin(session: "Session", tx: Transaction) -> None:
-    """Make room for the message: its trace fields stand before whatever comes."""
+def begin(session: "Session", tx: Transaction) -> Reply | None:
+    """Make room for the message: its trace fields stand before whatever comes. A reply where that cannot be.
+
+    Filters that see the message see those fields, too; what is said of headers holds for what comes out of them.
+    """
+    prefix = _received(session, tx)
+    if session.junk or tx.junk:
+        prefix = _SPAM + prefix
+    if session.chain is not None:
+        tx.traced = len(prefix) - prefix.count(b"\n")
+        opened = session.chain.open_message(prefix)
+        if isinstance(opened, Verdict):
+            return filtering.refusal_of(opened)
+        if opened is not None:
+            tx.stream, prefix = opened, b""
+            opened.on_output = lambda: _have_taken(session, tx)
     session.expect_message()
     masquerade = tx.sender if session.listener.masquerade and session.authenticated else ""
     tx.message = Incoming(
-        _received(session, tx),
+        prefix,
         domain=(session.listener.hostname or session.config.hostname).encode("ascii", "replace"),
         masquerade=masquerade.encode(),
         additions=lambda header: _additions(session, header),
     )
+    return None
 
 
 def receive(session: "Session", event: Body) -> Coroutine[Any, Any, None] | None:
     """Some of the message; a coroutine where the queue has to take some before more comes."""
     tx = session.tx
     assert tx is not None and tx.message is not None
-    tx.message.add(event.data, event.lines)
+    return take(session, tx, event.data, event.lines)
+
+
+def take(session: "Session", tx: Transaction, data: bytes, lines: int) -> Coroutine[Any, Any, None] | None:
+    """Keep some of the message, or let filters see it; a coroutine where there is no room for more."""
+    assert tx.message is not None
+    if tx.stream is not None:
+        tx.stream.feed(data)
+        return tx.stream.room() if tx.stream.full else None
+    tx.message.add(data, lines)
     return stream(session, tx, tx.message) if tx.message.wants_streaming() else None
 
 
@@ -73,14 +103,74 @@ def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Rep
     tx = session.tx
     assert tx is not None and tx.message is not None
     session.state = State.IDENTIFIED
+    if session.chain is not None:
+        return _end_filtered(session, session.chain, tx, tx.message, event)
     if event.problem is None:
         tx.message.add(event.data, event.lines)
         tx.message.finish()
     elif tx.message.failure is None:
         tx.message.fail(PROBLEMS[event.problem])
+    if session.events is not None:
+        session.events.end_of_message()
     if tx.message.failure is None:
         return _commit(session, tx, tx.message)
     return refuse(session, tx.message.failure)
+
+
+async def _end_filtered(
+    session: "Session", chain: Chain, tx: Transaction, message: Incoming, event: EndOfBody
+) -> Reply | None:
+    """Likewise, with filters that see the message, or have a word before it is taken."""
+    failed = None
+    if tx.stream is None:
+        message.add(event.data, event.lines)
+    else:
+        failed = await _strain(session, chain, tx, tx.stream, event.data)
+    message.finish()
+    if session.events is not None:
+        session.events.end_of_message()
+    if event.problem is not None and message.failure is None:
+        message.fail(PROBLEMS[event.problem])
+    # As the reference does, they are asked about a message that will be refused, too.
+    refusal = failed or await filtering.may_commit(session, chain) or message.failure
+    return refuse(session, refusal) if refusal is not None else await _commit(session, tx, message)
+
+
+async def _strain(
+    session: "Session", chain: Chain, tx: Transaction, stream: MessageStream, data: bytes
+) -> Reply | None:
+    """The last of the client's message: wait for what filters make of it. A reply where that is nothing."""
+    stream.end(data)
+    stream.on_output = None
+    if tx.taking is not None:
+        await tx.taking
+    while made := await stream.more():
+        await _add_made(session, tx, made)
+    return filtering.refusal_of(chain.message_failed(stream)) if stream.failed else None
+
+
+def _have_taken(session: "Session", tx: Transaction) -> None:
+    """Filters made more of a message than shall wait for its end."""
+    if tx.taking is None or tx.taking.done():
+        tx.taking = asyncio.get_running_loop().create_future()
+        session.services.background(_take_made(session, tx, tx.taking))
+
+
+async def _take_made(session: "Session", tx: Transaction, done: "asyncio.Future[None]") -> None:
+    assert tx.stream is not None
+    try:
+        while session.tx is tx and (made := tx.stream.take()):
+            await _add_made(session, tx, made)
+    finally:
+        done.set_result(None)
+
+
+async def _add_made(session: "Session", tx: Transaction, made: bytes) -> None:
+    """Keep what filters made of some of the message."""
+    assert tx.message is not None
+    tx.message.add(made, made.count(b"\n"))
+    if tx.message.wants_streaming():
+        await stream(session, tx, tx.message)
 
 
 def refuse(session: "Session", failure: Reply) -> Reply:
@@ -139,6 +229,7 @@ async def _committed(session: "Session", tx: Transaction, message: Incoming, don
     try:
         await done
         tx.appended = False  # it is the queue's now
+        tx.committed = message.stored_size + tx.traced
     finally:
         _end(session)
     session.mails += 1
@@ -168,7 +259,7 @@ def _log(session: "Session", tx: Transaction, message: Incoming) -> None:
     session.event(
         "smtp message",
         msgid=f"{tx.msgid:08x}",
-        size=message.stored_size,
+        size=tx.committed,
         nrcpt=len(tx.rcpts),
         proto="ESMTP" if session.extended else "SMTP",
     )

@@ -55,6 +55,8 @@ def _identify(session: "Session", name: str, *, extended: bool) -> None:
     session.reset()
     session.helo = name
     session.extended = extended
+    if session.events is not None:
+        session.events.reports.link_identify("EHLO" if extended else "HELO", name)
 
 
 def extensions(session: "Session") -> list[str]:
@@ -120,6 +122,8 @@ def secured(session: "Session") -> None:
     cipher, _, bits = found.cipher() or ("unknown", "", 0)
     session.tls = f"{found.version()}:{cipher}:{bits}"
     session.event("smtp tls", ciphers=session.tls)
+    if session.events is not None:
+        session.events.reports.link_tls(session.tls)
     if session.listener.tokens:
         session.core.command_max = AUTH_MAX
     session.verified = session.listener.tls_verify

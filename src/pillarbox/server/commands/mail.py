@@ -78,4 +78,6 @@ async def _wait(session: "Session", sender: str, parameters: MailParameters) -> 
 
 def _begin(session: "Session", msgid: int, sender: str, parameters: MailParameters) -> Reply:
     session.tx = Transaction(msgid=msgid, sender=sender, parameters=parameters)
+    if session.chain is not None:
+        session.chain.begin_transaction()
     return replies.OK

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pillarbox.roles.lookup import Expansion, Recipient
-from pillarbox.server.transaction import Transaction
+from pillarbox.server.transaction import Transaction, evpids
 from pillarbox.smtp import replies
 from pillarbox.smtp.commands import (
     BadNotify,
@@ -81,4 +81,6 @@ async def _expanded(session: "Session", tx: Transaction, rcpt: str, answer: Awai
     if expansion.code != 250:
         return replies.expansion_refused(expansion.code, expansion.text, utf8=tx.parameters.smtputf8)
     tx.add(rcpt, expansion.envelopes)
+    if session.events is not None:
+        session.events.envelopes(tx.msgid, evpids(expansion.envelopes))
     return replies.RECIPIENT_OK

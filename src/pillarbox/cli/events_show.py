@@ -1,0 +1,190 @@
+"""`smtpd-events session`, `cat` and `stats`: what is printed of an event log."""
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from pillarbox import REFERENCE_VERSION
+from pillarbox.cli.events import complain, event_log, show
+from pillarbox.errors import PillarboxError
+from pillarbox.eventlog.figures import Figures, Subsystem, Times, Top, figures_json
+from pillarbox.eventlog.lines import fields, printable, render_report
+from pillarbox.eventlog.transcript import Found, candidates, find_session, line_of, moment, title
+from pillarbox.roles.filters import Report
+
+_HANDSHAKE = (
+    f"config|smtpd-version|{REFERENCE_VERSION}",
+    "config|protocol|0.7",
+    "config|subsystem|smtp-in",
+    "config|ready",
+)
+
+
+def json_line(value: Any) -> str:
+    """One line of JSON; bytes that are no UTF-8 are escaped in it as `printable` does."""
+    return msgspec.json.encode(value).decode()
+
+
+def _event_json(report: Report) -> str:
+    values = {name: _clean(text) for name, text in fields(report).items()}
+    return json_line({
+        "time": report.time,
+        "subsystem": _clean(report.subsystem),
+        "event": _clean(report.event),
+        "session": f"{report.session:016x}",
+        "fields": values,
+    })  # fmt: skip
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# -- session
+
+
+def show_session(options: argparse.Namespace) -> int:
+    """A transcript; 1 where there is no such session, or more than one."""
+    prefix = options.id.lower()
+    if not re.fullmatch(r"[0-9a-f]{1,16}", prefix):
+        raise PillarboxError(f"not the id of a session: {printable(options.id)} (1 to 16 hexadecimal digits)")
+    if options.follow:
+        return _follow(options, prefix)
+    found = find_session(event_log(options).reports(), prefix)
+    if not found.sessions:
+        complain(f"no session {prefix} in this log")
+        return 1
+    if found.only is None and options.all:
+        return _all(options, found)
+    if found.only is None:
+        complain(f"several sessions are {prefix}…; one of them, or --all:")
+        show(candidates(found))
+        return 1
+    _print(found.events, as_json=options.json)
+    return 0
+
+
+def _all(options: argparse.Namespace, found: Found) -> int:
+    for number in found.sessions:
+        reports = event_log(options).reports()
+        _print((report for report in reports if report.session == number), as_json=options.json)
+        if not options.json:
+            show([""])
+    return 0
+
+
+def _print(events: Iterable[Report], *, as_json: bool) -> None:
+    start = None
+    for report in events:
+        if as_json:
+            show([_event_json(report)])
+            continue
+        if start is None:
+            start = report.time
+            show([title(report)])
+        show([line_of(report, start)])
+
+
+def _follow(options: argparse.Namespace, prefix: str) -> int:
+    """From its first event until it ends: the first session of that name, if there are more."""
+    _print(_until_it_ends(event_log(options).follow(), prefix), as_json=options.json)
+    return 0
+
+
+def _until_it_ends(reports: Iterator[Report], prefix: str) -> Iterator[Report]:
+    session = None
+    for report in reports:
+        if session is None and f"{report.session:016x}".startswith(prefix):
+            session = report.session
+        if report.session == session:
+            yield report
+            if report.event == "link-disconnect":
+                return
+
+
+# -- cat
+
+
+def cat(options: argparse.Namespace) -> int:
+    """Events as lines; the handshake first, so that a filter can read them."""
+    log = event_log(options)
+    reports = log.follow() if options.follow else log.reports()
+    if options.event:
+        reports = (report for report in reports if report.event in options.event)
+    render = _event_json if options.json else render_report
+    if not options.json:
+        show(_HANDSHAKE)
+    if options.follow:
+        for report in reports:
+            show([render(report)])
+    show(map(render, reports))
+    return 0
+
+
+# -- stats
+
+
+def stats(options: argparse.Namespace) -> int:
+    """Figures of a whole log."""
+    figures = Figures()
+    figures.take(event_log(options).reports())
+    if options.json:
+        show([json_line(figures_json(figures, options.top))])
+    else:
+        show(_figures_text(figures, options.top))
+    return 0
+
+
+def _figures_text(figures: Figures, top: int) -> Iterator[str]:
+    if not figures.count:
+        yield "no events"
+        return
+    yield f"{figures.count} events from {moment(figures.first)} to {moment(figures.last)} UTC"
+    for name, part in sorted(figures.subsystems.items()):
+        yield ""
+        yield printable(name)
+        yield from _subsystem_text(part, top)
+
+
+def _subsystem_text(part: Subsystem, top: int) -> Iterator[str]:
+    yield f"  sessions {part.events['link-connect']}, messages {part.messages}, bytes {part.size}"
+    yield from _counts("results", part.results.most_common())
+    yield from _counts("answers of filters", part.answers.most_common())
+    yield from _top("peers", part.peers, top)
+    yield from _top("peers by refusals", part.refused, top)
+    yield from _top("senders' domains", part.domains, top)
+    yield from _top("refusals", part.refusals, top)
+    yield from _times("time to reply", part.replies)
+    yield from _times("time that filters took", part.filters)
+    yield from _counts("events", part.events.most_common())
+
+
+def _counts(heading: str, counts: list[tuple[str, int]]) -> Iterator[str]:
+    if counts:
+        yield f"  {heading}"
+        for value, count in counts:
+            yield f"  {count:10}  {printable(value)}"
+
+
+def _top(heading: str, values: Top, count: int) -> Iterator[str]:
+    more = f", {len(values) - count} more" if len(values) > count else ""
+    inexact = f"; counts are up to {values.error} too small" if values.error else ""
+    yield from _counts(f"{heading}{more}{inexact}", values.most(count))
+
+
+def _times(heading: str, times: dict[str, Times]) -> Iterator[str]:
+    if not times:
+        return
+    yield f"  {heading:24}{'count':>9}{'half':>10}{'90 %':>10}{'99 %':>10}{'longest':>10}"
+    for name, values in sorted(times.items()):
+        columns = "".join(f"{_duration(values.within(share)):>10}" for share in (0.5, 0.9, 0.99))
+        yield f"    {printable(name):22}{values.count:>9}{columns}{_duration(values.most):>10}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,228 @@
+"""The recorder: a report processor (smtpd-filters(7)) that registers every event and hands the lines to `files`.
+
+One thread reads and nothing else, so the server never waits for a disk; the other compresses and writes. Between them
+is a bounded backlog: what does not fit is dropped and counted, in the log and on standard error.
+"""
+
+import os
+import select
+import threading
+from collections.abc import Callable, Collection
+
+from pillarbox.eventlog.files import LogFiles
+from pillarbox.eventlog.lines import render_note
+
+FLUSH = 1.0  # seconds that a line waits for others, at most
+_BATCH = 1 << 18  # bytes that are worth a write at once
+_CHUNK = 1 << 18
+_MAX_LINE = 1 << 20
+_MAX_HEAD = 1 << 16
+_PAUSE = 1.0  # seconds before the disk is tried again
+_QUIET = 60.0  # seconds between complaints
+_PATIENCE = 10.0  # seconds that the end waits for the disk
+
+
+class Backlog:
+    """What was read and is not written: whole lines, `limit` bytes at most."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._changed = threading.Condition()
+        self.dropped = 0
+        self.closed = False
+
+    def add(self, data: bytes) -> None:
+        """Keep these lines, or count them."""
+        with self._changed:
+            if self._size + len(data) > self._limit:
+                self.dropped += data.count(b"\n")
+                return
+            self._chunks.append(data)
+            self._size += len(data)
+            self._changed.notify()
+
+    def drop(self, count: int) -> None:
+        """Count lines that nobody has."""
+        with self._changed:
+            self.dropped += count
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+
+    def take(self) -> bytes:
+        """A batch, at most a second after its first line; empty where a second brought nothing, or at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._chunks or self.closed, FLUSH)
+            if self._chunks:
+                self._changed.wait_for(lambda: self._size >= _BATCH or self.closed, FLUSH)
+            chunks, self._chunks, self._size = self._chunks, [], 0
+        return b"".join(chunks)
+
+    def give_back(self, data: bytes) -> None:
+        """What could not be written goes to the front again."""
+        with self._changed:
+            self._chunks.insert(0, data)
+            self._size += len(data)
+
+    def wait(self, seconds: float) -> None:
+        """Until the end, or for so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed, seconds)
+
+
+class Recorder:
+    """Reads events from one descriptor and registers on another. `complain` gets what the server's log is to say."""
+
+    def __init__(
+        self,
+        *,
+        files: LogFiles,
+        subsystems: Collection[str],
+        limit: int,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        complain: Callable[[str], None],
+    ) -> None:
+        self._files = files
+        self._subsystems = subsystems
+        self._backlog = Backlog(limit)
+        self._now = now
+        self._monotonic = monotonic
+        self._complain = complain
+        self._complained = float("-inf")
+        self._rest = b""
+        self._cut = False  # what comes until the next line's end belongs to a line that was too long
+        self._reason = ""
+        self._rotate = False
+        self._lost = 0  # when there was no time left to wait for the disk
+        self._lost_to = ""
+
+    def rotate(self) -> None:
+        """Begin a new file with the next events."""
+        self._rotate = True
+
+    def run(self, source: int, target: int) -> int:
+        """Record until the end of the input; returns the exit status: 1 where events were lost at the end."""
+        if not self._handshake(source, target):
+            return 0
+        writer = threading.Thread(target=self._write, name="writer", daemon=True)
+        writer.start()
+        data, self._rest = self._rest, b""
+        self._take(data)
+        while data := _read(source):
+            self._take(data)
+        self._backlog.close()
+        writer.join(_PATIENCE)
+        if writer.is_alive():
+            self._complain(f"events were lost at the end: the disk did not answer for {_PATIENCE:g} s")
+        elif self._lost:
+            self._complain(f"{self._lost} events were lost at the end: {self._lost_to}")
+        return 1 if writer.is_alive() or self._lost else 0
+
+    def _handshake(self, source: int, target: int) -> bool:
+        """Read what the server says of itself, register; False: there was nothing to read."""
+        head = b""
+        # A processor that never registers is sent its reports without a handshake.
+        while not (_ready(head) or head.startswith(b"report|")):
+            data = _read(source)
+            if not data or len(head) > _MAX_HEAD:
+                return False
+            head += data
+        if head.startswith(b"report|"):
+            self._rest = head
+            return True
+        config, _, self._rest = head.partition(b"config|ready\n")
+        self._files.head = config + b"config|ready\n"
+        lines = config.decode(errors="replace").split("\n")
+        offered = [line.removeprefix("config|subsystem|") for line in lines if line.startswith("config|subsystem|")]
+        wanted = [name for name in dict.fromkeys(offered or ["smtp-in"]) if name in self._subsystems]
+        answer = [f"register|report|{name}|*" for name in wanted]
+        os.write(target, "".join(f"{line}\n" for line in [*answer, "register|ready"]).encode())
+        return True
+
+    def _take(self, data: bytes) -> None:
+        """Keep the whole lines of what was read; a line without end is not kept for ever."""
+        end = data.rfind(b"\n") + 1
+        if self._cut and end:
+            start = data.find(b"\n") + 1
+            self._cut, data, end = False, data[start:], end - start
+        if end:
+            self._backlog.add(self._rest + data[:end])
+            self._rest = b""
+        if not self._cut:
+            self._rest += data[end:]
+        if len(self._rest) > _MAX_LINE:
+            self._cut, self._rest = True, b""
+            self._backlog.drop(1)
+
+    def _write(self) -> None:
+        """The writer's thread."""
+        more = True
+        while more:
+            more = not self._backlog.closed  # what was read before that is in this batch
+            data = self._backlog.take()
+            if self._rotate:
+                self._rotate = False
+                self._files.rotate()
+            if data or self._backlog.dropped:
+                self._append(data)
+            else:
+                self._files.tick()
+        self._files.rotate()
+
+    def _append(self, data: bytes) -> None:
+        """Write a batch; the disk's failure keeps it, to be tried again a second later."""
+        missing = self._backlog.dropped
+        reason = self._reason or "more came than could be written"
+        note = render_note(self._now(), missing, reason) + "\n" if missing else ""
+        try:
+            self._files.append(data + note.encode())
+        except OSError as error:
+            self._failed(error, data)
+            return
+        if missing:
+            self._backlog.drop(-missing)
+            self._say(f"{missing} events were dropped: {reason}")
+        self._reason = ""
+
+    def _failed(self, error: OSError, data: bytes) -> None:
+        self._reason = error.strerror or str(error)
+        self._say(f"the event log cannot be written, events wait: {self._reason}")
+        if self._backlog.closed:
+            self._lost += data.count(b"\n")
+            self._lost_to = self._reason
+            self._backlog.drop(data.count(b"\n"))
+            return
+        if data:
+            self._backlog.give_back(data)
+        self._backlog.wait(_PAUSE)
+
+    def _say(self, text: str) -> None:
+        """A complaint, but not one after the other."""
+        if self._monotonic() - self._complained >= _QUIET:
+            self._complained = self._monotonic()
+            self._complain(text)
+
+
+def _ready(head: bytes) -> bool:
+    return head.startswith(b"config|ready\n") or b"\nconfig|ready\n" in head
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, _CHUNK)
+    except BlockingIOError:  # told to end, and all there was is read
+        return b""
+    except ConnectionError:  # the server died
+        return b""
+
+
+def write_soon(text: str) -> None:
+    """A line on standard error, unless nobody reads there: that must not hold up anything."""
+    if select.select([], [2], [], 0)[1]:
+        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")

@@ -1,0 +1,128 @@
+"""A message on its way through the bridge: kept while its lines come, shown to the milter, changed, given back."""
+
+import tempfile
+from collections.abc import Iterator
+
+from pillarbox.milter.headers import Header, parse_header
+from pillarbox.milter.wire import CHUNK
+
+MEMORY = 1 << 20  # bytes of a message that need no file
+JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
+HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
+
+
+class TooBig(Exception):
+    """The message, its header, or what a milter makes of it is more than we take. The text is for the log."""
+
+
+class Spool:
+    """Bytes that are written once, and read from the start; beyond MEMORY they are in a file without a name."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY)  # noqa: SIM115 - closed by close()
+        self._limit = limit
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Raises TooBig, and OSError where the disk is full; then what was written before is still there."""
+        if self.size + len(data) > self._limit:
+            raise TooBig(f"more than {self._limit} bytes")
+        self._file.write(data)
+        self.size += len(data)
+
+    def chunks(self, start: int = 0, size: int = CHUNK) -> Iterator[bytes]:
+        """All of it from `start`, in pieces. Raises OSError."""
+        while start < self.size:
+            self._file.seek(start)
+            piece = self._file.read(min(size, self.size - start))
+            if not piece:
+                raise OSError("a temporary file lost its end")
+            start += len(piece)
+            yield piece
+
+    def lines(self, start: int = 0) -> Iterator[bytes]:
+        """The lines from `start`, without CRLF or LF. Raises OSError."""
+        rest = b""
+        for piece in self.chunks(start):
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                yield line.removesuffix(b"\r")
+        if rest:
+            yield rest.removesuffix(b"\r")
+
+    def close(self) -> None:
+        """Give it up."""
+        self._file.close()
+
+
+class Message:
+    """`limit`: bytes that it may have, as it comes and as a milter makes it."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._spool = Spool(limit=limit)
+        self._replaced: Spool | None = None
+        self._body = 0  # where the body begins
+        self._separated = False  # does an empty line end the header?
+        self._bare = False  # is it a body without a header, and without that line?
+        self.junk = False
+        self.header = Header([])
+
+    def append(self, line: bytes) -> None:
+        """A line without its end, dots not stuffed. Raises TooBig, OSError."""
+        self._spool.write(line + b"\r\n")
+
+    def parse(self, msgid: str) -> None:
+        """Find the header, when all lines are there. Raises TooBig, OSError."""
+        offset = 0
+        sizes: list[int] = []
+
+        def counted() -> Iterator[bytes]:
+            nonlocal offset
+            for line in self._spool.lines():
+                sizes.append(len(line) + 2)
+                offset += len(line) + 2
+                if offset > HEADER_LIMIT:
+                    raise TooBig(f"a header of more than {HEADER_LIMIT} bytes")
+                yield line
+
+        self.header, used = parse_header(counted(), msgid)
+        self._body = sum(sizes[:used])
+        self._separated = sizes[used:] == [2]
+        if self._separated:
+            self._body += 2
+        # A first field is set off from text that never had one; else its first line could belong to the field.
+        self._bare = not used and not self._separated and self._spool.size > 0
+
+    def body(self) -> Iterator[bytes]:
+        """The body as it came, in pieces for a milter. Raises OSError."""
+        return self._spool.chunks(self._body)
+
+    def replace_body(self, data: bytes) -> None:
+        """A piece of the body that takes the place of the one that came. Raises TooBig, OSError."""
+        if self._replaced is None:
+            self._replaced = Spool(limit=self._limit)
+        self._replaced.write(data)
+
+    def as_received(self) -> Iterator[bytes]:
+        """The lines that came. Raises OSError."""
+        return self._spool.lines()
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of what it has become, without their ends, dots not stuffed. Raises OSError."""
+        if self.junk and self.header.first(b"x-spam") is None:
+            yield JUNK
+        fields = self.header.lines()
+        yield from fields
+        if self._separated or self._replaced is not None or (self._bare and fields):
+            yield b""
+        if self._replaced is not None:
+            yield from self._replaced.lines()
+        else:
+            yield from self._spool.lines(self._body)
+
+    def close(self) -> None:
+        """Give up its files."""
+        self._spool.close()
+        if self._replaced is not None:
+            self._replaced.close()

@@ -1,0 +1,73 @@
+"""The sessions that a filter knows, each with what is under way for it."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from pillarbox.sdk.filter.decisions import Decision
+from pillarbox.sdk.filter.session import S, Session
+from pillarbox.sdk.filter.stream import Stage
+
+Work = tuple[Callable[..., Coroutine[Any, Any, None]], tuple[Any, ...], int]  # what to do, with what, its size
+
+_log = logging.getLogger("pillarbox.sdk.filter")
+
+
+@dataclass(slots=True)
+class Track(Generic[S]):
+    """A session and what is under way for it. `waiting`: behind the task that works for it; None: no task does."""
+
+    session: Session[S]
+    streams: dict[str, list[Stage]] = field(default_factory=dict)  # by token: a filter can be in a chain twice
+    verdicts: dict[str, Decision] = field(default_factory=dict)  # to be said at commit, by token
+    waiting: deque[Work] | None = None
+
+    def close(self) -> None:
+        """The session is over."""
+        for stages in self.streams.values():
+            for stage in stages:
+                stage.close()
+        self.streams.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing would be lost with it but what is known of the session."""
+        return self.waiting is None and not self.streams and not self.verdicts
+
+
+class Tracks(Generic[S]):
+    """By session id, the one that was silent for longest first. `start(id, subsystem)` makes a session."""
+
+    def __init__(self, *, limit: int, start: Callable[[str, str], Session[S]]) -> None:
+        self._limit = limit
+        self._start = start
+        self._tracks: dict[str, Track[S]] = {}
+
+    def __iter__(self) -> Iterator[Track[S]]:
+        return iter(self._tracks.values())
+
+    def get(self, session: str, subsystem: str) -> Track[S]:
+        """The track of a session, a new one where it was not heard of before."""
+        track = self._tracks.pop(session, None)
+        if track is None:
+            track = Track(self._start(session, subsystem))
+            if len(self._tracks) >= self._limit:
+                self._forget()
+        self._tracks[session] = track
+        return track
+
+    def drop(self, track: Track[S]) -> None:
+        """The session is over."""
+        track.close()
+        if self._tracks.get(track.session.id) is track:
+            del self._tracks[track.session.id]
+
+    def _forget(self) -> None:
+        """Forget one whose end was never told, it seems; where something is under way for all of them, none."""
+        for key, track in self._tracks.items():
+            if track.idle:
+                _log.warning("more than %d sessions: %s is forgotten", self._limit, key)
+                del self._tracks[key]
+                return

@@ -1,0 +1,38 @@
+"""The life of a program that the server starts: logging, and how it ends."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn
+
+
+def run(
+    conversation: Coroutine[Any, Any, None], *, log: logging.Logger, refusals: tuple[type[Exception], ...]
+) -> NoReturn:
+    """Hold the conversation, then exit: 0, or 1 with the reason logged.
+
+    Of `refusals` the text is the reason; of other exceptions the traceback is logged too.
+    """
+    status = 1
+    try:
+        asyncio.run(conversation)
+        status = 0
+    except* OSError as gone:
+        # A server that stopped does not wait for answers.
+        status = 0 if gone.subgroup(lambda error: isinstance(error, BrokenPipeError | ConnectionError)) else 1
+        if status:
+            log.error("the server cannot be reached", exc_info=gone)
+    except* refusals as refused:
+        for error in refused.exceptions:
+            log.error("%s", error)
+    except* KeyboardInterrupt:
+        status = 130
+    except* Exception as fault:  # whatever an author's `start` raised
+        log.error("the program failed", exc_info=fault)
+    sys.exit(status)
+
+
+def log_to_server() -> None:
+    """`logging` goes to standard error, which the server logs."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
