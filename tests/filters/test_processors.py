@@ -3,9 +3,10 @@
 import asyncio
 import io
 
+import msgspec
 import pytest
 
-from pillarbox.conf.model import Config, EventReport, Filter, Listener, Proc
+from pillarbox.conf.model import Config, EventReport, Filter, Listener, Proc, Relay
 from pillarbox.errors import TempFail
 from pillarbox.filters import processors as module
 from pillarbox.filters.outbox import IN_FLIGHT, LINES_MOST, MOST, ROOM, Outbox, Unanswered
@@ -391,5 +392,48 @@ def test_nobody_waits_for_one_that_never_registered_and_may_be_left_out():
     async def scenario(place: Place) -> None:
         path = place.processors.path(0, "f")
         assert await place.processors.registered(path) and not path.steps("connect")
+
+    play(scenario, filters, configuration("f"))
+
+
+# --- those who listen to what leaves ----------------------------------------------------------------------------------
+OUT = Config(
+    hostname="x",
+    actions={"out": Relay(name="out", filter="f")},
+    procs={name: Proc(name=name, command=name) for name in ("f", "r")},
+    filters={"f": Filter(name="f", kind="proc-exec", proc="f")},
+    reports=(EventReport(direction="mda", proc="r"),),
+)
+
+
+@pytest.mark.parametrize("last", [{"known": True, "life": 1}, {"failed": True}], ids=["registers", "fails"])
+def test_mail_that_is_queued_waits_for_its_audience(last):
+    filters = MemoryFilters()
+    filters.add("f", events="tx-mail")
+    late = filters.add("r")
+    late.processor = Processor(number=2, name="r")
+
+    async def scenario(place: Place) -> None:
+        waiting = asyncio.ensure_future(place.processors.audience(OUT))
+        await place.settle()
+        assert not waiting.done()
+        await filters.set(late, **last)
+        await waiting
+
+    play(scenario, filters, OUT)
+
+
+def test_mail_does_not_wait_for_ever_and_not_for_those_who_do_not_listen_to_it(monkeypatch):
+    monkeypatch.setattr(module, "AUDIENCE", 0.05)
+    filters = MemoryFilters()
+    filters.add("f").processor = Processor(number=1, name="f")
+
+    async def scenario(place: Place) -> None:
+        await place.processors.audience(configuration("f"))  # it is of a listener
+        place.processors.add(elsewhere := msgspec.structs.replace(OUT, generation=1))
+        waiting = asyncio.ensure_future(place.processors.audience(elsewhere))
+        await place.settle()
+        assert not waiting.done()
+        await waiting
 
     play(scenario, filters, configuration("f"))

@@ -1,6 +1,7 @@
 """Events of outgoing sessions and of local deliveries, as a processor that is no more than a shell loop hears them."""
 
 import re
+import signal
 import smtplib
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.peers.programs import program
-from tests.system.server import Server, Wiring, bound_ports, free_port, wait_for
+from tests.system.server import Server, Wiring, bound_ports, free_port, kill, wait_for
 
 pytestmark = pytest.mark.usefixtures("machine", "homes")
 
@@ -181,3 +182,49 @@ def test_outcomes_of_local_deliveries_are_told(folder: Path, wiring: Wiring) -> 
         assert "config|subsystem|mda" not in listening.handshake("other")
         others = listening.until("other", "smtp-in|tx-commit")
         assert all(event.startswith("smtp-in|") for event in others)
+
+
+SLOW = """\
+#!/bin/sh
+sleep 1
+exec "$@"
+"""
+
+
+def test_mail_that_was_queued_is_told_of_from_its_first_event(folder: Path, wiring: Wiring) -> None:
+    """A processor that takes its time to register hears of it nevertheless."""
+    folder.chmod(0o755)
+    (folder / "slow").write_text(SLOW)
+    (folder / "slow").chmod(0o755)
+    declared = f'filter "f" proc-exec "{folder}/slow {{loop}} {{out}}/log smtp-out"'
+    with sink() as port:
+        listening = Listening(folder, wiring, RELAY.format(declared=declared, filter='filter "f"'), sink=port)
+        server = listening.server
+        server.args = ("-P", "mta")
+        with server:
+            listening.send("alice@far.example")
+        assert listening.heard("log") == []
+        server.args = ()
+        with server:
+            assert outgoing(listening.until("log", "smtp-out|link-disconnect")) == OUTGOING
+
+
+def test_processor_that_reads_nothing_delays_no_delivery(folder: Path, wiring: Wiring) -> None:
+    listening = Listening(folder, wiring, MDA.replace("{loop} {out}/log", "echo 'register|ready'; exec sleep 1000"))
+    with listening.server as server:
+        for _ in range(30):
+            listening.send("alice@example.org")
+        assert server.wait_empty(15), server.log()
+        assert len(list(Path("/home/alice/Maildir/new").iterdir())) == 30
+
+
+def test_filter_role_that_dies_hears_of_later_deliveries(folder: Path) -> None:
+    listening = Listening(folder, Wiring.MANY, MDA)
+    with listening.server as server:
+        listening.send("alice@example.org")
+        listening.until("log", "mda|delivery")
+        (role,) = [pid for pid in server.pids() if b"\0filter\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        kill(role, signal.SIGKILL)
+        assert wait_for(lambda: len(listening.handshake("log")) == 2, 20), server.log()
+        listening.send("alice@example.org")
+        listening.until("log", "mda|delivery", 2)

@@ -123,6 +123,7 @@ class _Queue(BaseRole):
         config = boot.generation.config
         lookup = cast(LookupRole, peers.proxy("lookup", LOOKUP))
         self._prepared: dict[int, Config] = {}
+        self._config = config
         self._restarted = boot.restarted
         self._agent = cast(Agent, peers.proxy("agent", PARENT))
         self._dispatchers = {
@@ -174,6 +175,11 @@ class _Queue(BaseRole):
         self.run("deliveries", self._deliveries.run())
         if self._restarted:
             await self._queue.ask_in_flight(list(self._dispatchers.values()), self._agent)
+        self.run("start of the queue", self._begin())
+
+    async def _begin(self) -> None:
+        """What was queued leaves when those are there who listen to that; new mail is taken meanwhile."""
+        await self._processors.audience(self._config)
         await self._queue.start()
 
     async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:

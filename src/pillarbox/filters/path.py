@@ -88,9 +88,16 @@ class Path:
 
     def may_listen(self, subsystem: str) -> bool:
         """Does anybody listen, or is it not known yet of somebody?"""
-        if self.listeners(subsystem):
-            return True
-        return any(not (n in self._boxes and self._boxes[n].processor.known) for n in self.names(subsystem))
+        return bool(self.listeners(subsystem)) or any(
+            not (box and box.processor.known) for box in self._ears(subsystem)
+        )
+
+    def may_soon_listen(self, subsystem: str) -> bool:
+        """Is there one that has not said yet to what it listens, and has not failed?"""
+        return any(not (box and (box.processor.known or box.processor.failed)) for box in self._ears(subsystem))
+
+    def _ears(self, subsystem: str) -> Iterator[Outbox | None]:
+        return (self._boxes.get(name) for name in self.names(subsystem))
 
     def events(self, subsystem: str, name: str) -> frozenset[str]:
         """What a processor hears of. Who asks about a session has to know when it ends, registered or not."""

@@ -10,15 +10,16 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
-from pillarbox.conf.model import Config
+from pillarbox.conf.model import Config, Relay
 from pillarbox.errors import PillarboxError
 from pillarbox.filters.outbox import Flow, Outbox
 from pillarbox.filters.path import Path
 from pillarbox.filters.reports import Reports
 from pillarbox.log import Log
-from pillarbox.roles.filters import Answer, Filters, Processor, Said
+from pillarbox.roles.filters import MDA, SMTP_OUT, Answer, Filters, Processor, Said
 
 PATIENCE = 30.0  # seconds for processors to register, before sessions that need them are turned away
+AUDIENCE = 10.0  # seconds for those that may listen to what leaves
 HOLD_UP = 5.0  # seconds for which answers are not taken while a message has no room for what it got
 LAST_WORDS = 1.0  # seconds for processors to be told the rest when the process ends
 AGAIN = 0.2  # seconds until the filter role is asked again
@@ -196,6 +197,15 @@ class Processors:
                 while path.awaited():
                     await self._changed.wait()
         return not path.missing()
+
+    async def audience(self, config: Config) -> None:
+        """Wait a while until those have registered that may listen to what leaves, relayed or delivered."""
+        names = {"", *(action.filter for action in config.actions.values() if isinstance(action, Relay))}
+        paths = [(MDA, self.path(config.generation, "")), *((SMTP_OUT, self.path(config.generation, n)) for n in names)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AUDIENCE):
+                while any(path.may_soon_listen(subsystem) for subsystem, path in paths):
+                    await self._changed.wait()
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
