@@ -9,6 +9,7 @@ from pillarbox.conf.model import (
     AUTH_SYSTEM,
     BEARER,
     MECHANISMS,
+    PROTOCOLS,
     RATES,
     Config,
     Criterion,
@@ -160,7 +161,13 @@ class Maker:
         return ""
 
     def proc(self, name: str) -> Proc:
-        return Proc(name=name, **{field: self.draw(words) for field in ("command", "user", "group", "chroot")})
+        return Proc(
+            name=name,
+            timeout=self.draw(st.integers(1, 600)),
+            fail_open=self.draw(st.booleans()),
+            protocol=self.draw(st.sampled_from(PROTOCOLS)),
+            **{field: self.draw(words) for field in ("command", "user", "group", "chroot")},
+        )
 
     def declare_filters(self) -> None:
         for name in self.unique(3):

@@ -283,6 +283,32 @@ def test_filters_and_processes() -> None:
     assert config.filters[config.listeners[0].filter].chain == ("c", "d")
 
 
+def test_processors_may_have_options_of_ours_whose_words_are_names_elsewhere() -> None:
+    config = load(
+        'proc timeout fail timeout 90s fail open protocol "0.5" user fail group timeout chroot protocol\n'
+        "proc fail timeout\n"
+        'filter protocol proc-exec "/bin/q" protocol 0.4 timeout 1m\n'
+        'filter open phase helo match helo { fail, open } reject "550 timeout"\n'
+        "filter fail proc timeout\n"
+        "listen on lo filter fail\n"
+        "match reject"
+    )
+    assert msgspec.structs.replace(config.procs["timeout"], file="") == Proc(
+        name="timeout",
+        command="fail",
+        user="fail",
+        group="timeout",
+        chroot="protocol",
+        timeout=90,
+        fail_open=True,
+        protocol="0.5",
+        line=1,
+    )
+    assert (config.procs["fail"].command, config.procs["fail"].fail_open) == ("timeout", False)
+    assert (config.procs["protocol"].protocol, config.procs["protocol"].timeout) == ("0.4", 60)
+    assert config.filters["fail"].proc == "timeout"
+
+
 def test_reports_name_a_processor_and_smtp_is_both_ways() -> None:
     procs = 'proc p "/bin/p"\nproc q "/bin/q"\n'
     config = load(f"{procs}report smtp on p\nreport smtp-out on q\nreport mda on q\nmatch reject")

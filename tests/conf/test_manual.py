@@ -64,6 +64,7 @@ helo regex "^mx" | !helo <list> | mail-from "a@example.org" | mail-from <map> | 
 """
 FILTERS = """
 proc rspamd | proc-exec "filter-x -a" | proc-exec "/bin/x" user a group b chroot "/c" | chain { early }
+proc-exec "/bin/x" timeout 90s fail open protocol "0.6" user timeout group fail chroot protocol
 chain { early, rspamd } | phase connect match fcrdns junk | phase connect match !fcrdns disconnect "421 no"
 phase connect match src <list> bypass | phase helo match rdns { "*.dyn.example" } reject "550 no"
 phase ehlo match helo regex "^x" rewrite "y" | phase auth match auth <list> report "seen"

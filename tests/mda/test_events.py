@@ -35,10 +35,10 @@ def outcome(result=Result.OK, **fields):
 def told(envelope, outcome=None, *, now=CTIME + 75.5, listens=True):
     heard: list[Report] = []
 
-    def reports_for(session):
+    def reports_for(generation, session):
         return Reports(subsystem=MDA, session=session, listeners={"delivery": (heard.append,)}, now=lambda: now)
 
-    events = DeliveryEvents(config=CONFIG, reports_for=reports_for if listens else lambda _: None, now=lambda: now)
+    events = DeliveryEvents(config=CONFIG, reports_for=reports_for if listens else lambda *_: None, now=lambda: now)
     events.expired(envelope) if outcome is None else events.ended(envelope, outcome)
     return heard
 

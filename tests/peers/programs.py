@@ -34,6 +34,14 @@ def opensmtpd_program(name: str) -> str:
     return str(path)
 
 
+def debian_filter(name: str) -> str:
+    """The path of a filter of OpenSMTPD that Debian has as a package; skips where it is not installed."""
+    path = Path("/usr/libexec/opensmtpd", f"filter-{name}")
+    if not path.exists():
+        pytest.skip(f"opensmtpd-filter-{name} is not installed (tools/setup peers, as root)")
+    return str(path)
+
+
 def exim(folder: Path, port: int) -> list[str]:
     """The start of a command that has Exim send a message from stdin to the server on a port, by BDAT if it can."""
     binary = Path(os.environ.get("PILLARBOX_HOME", "/nonexistent"), "exim/usr/sbin/exim4")

@@ -21,6 +21,7 @@ from tests.system.test_crash import account
 PATIENCE = 30.0  # seconds: an answer that is later is none
 TIMEOUT = 3.0  # seconds that the filter has for an answer
 CLIENTS = 3  # of each listener
+A_SESSION = 4  # messages
 DEFINED = {"220", "250", "354", "221", "451", "421"}
 PROGRAM = Path(__file__).with_name("faulty_filter.py")
 _BODY = b"A line of the usual length, as they are in most of the messages.\r\n"
@@ -83,7 +84,7 @@ class Client:
         say = Dialogue(self.visits, reader, writer)
         if await say("") != "220" or await say("EHLO client.bench.test") != "250":
             return
-        for _ in range(20):
+        for _ in range(A_SESSION):
             if stop.is_set() or await self._message(say) == "421":
                 break
             await asyncio.sleep(0.02)

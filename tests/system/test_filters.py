@@ -180,6 +180,8 @@ def _send(it: Site) -> str:
     """The code of the last reply of a session with one message."""
     client = Dialogue(it.port)
     try:
+        if not client.greeting.startswith("220"):
+            return client.greeting[:3]
         client.say("EHLO client")
         for line in ("MAIL FROM:<s@client.example>", "RCPT TO:<local@bench.test>", "DATA"):
             if (reply := client.say(line))[:3] not in ("250", "354"):
@@ -312,9 +314,8 @@ def test_a_reload_changes_the_filter_under_load_and_nobody_is_put_off(folder: Pa
                     it.server.conf.write_text(it.text())
                     result = await asyncio.to_thread(lambda: it.server.ctl("reload"))
                     assert result.exit == 0, (result, it.server.log()[-3000:])
-                    accepted = len(made.filtered.acknowledged)
-                    await works(it, made)
-                    assert len(made.filtered.acknowledged) > accepted
+                    assert await asyncio.to_thread(lambda m=mark: wait_for(lambda: m in marks(it), 30))  # type: ignore[misc]
+                await works(it, made)
             return made
 
         made = asyncio.run(run())

@@ -1,12 +1,16 @@
 """`proc`, `filter` and `report` → `Proc`, `Filter` and `EventReport`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from pillarbox.conf.draft import Draft, Node, Wrong, options, token, word, words
-from pillarbox.conf.model import EventReport, Filter, Proc
+from pillarbox.conf.model import PROTOCOLS, EventReport, Filter, Proc
 from pillarbox.conf.rules import condition
+from pillarbox.conf.smtp import short_time
+
+MAX_TIMEOUT = 600  # seconds; RFC 5321 §4.5.3.2.6: no client has to wait longer for an answer
 
 
 def build_proc(draft: Draft, node: Node) -> None:
@@ -77,9 +81,23 @@ def _proc(draft: Draft, node: Node) -> Proc:
         what = str(part.data).removeprefix("proc_")
         with draft.collecting():
             if what in given:
-                raise Wrong(part, f"{what} already specified for this processor")
-            given[what] = word(part)
+                raise Wrong(part, f"{what.replace('_', ' ')} already specified for this processor")
+            given[what] = _VALUES.get(what, word)(part)
     return Proc(name=word(node), command=word(node, 1), line=draft.line, file=draft.source.name, **given)
+
+
+def _timeout(node: Node) -> int:
+    return short_time(node, 0, "timeout", MAX_TIMEOUT)
+
+
+def _protocol(node: Node) -> str:
+    version = word(node)
+    if version not in PROTOCOLS:
+        raise Wrong(token(node), f"no such filter protocol: {version}; there are {', '.join(PROTOCOLS)}")
+    return version
+
+
+_VALUES: dict[str, Callable[[Node], Any]] = {"timeout": _timeout, "protocol": _protocol, "fail_open": lambda node: True}
 
 
 def _new_filter(draft: Draft, node: Node) -> str:

@@ -401,4 +401,12 @@ def _filters(config: Config) -> Iterator[str]:
 
 
 def _command(proc: Proc) -> str:
-    return " ".join([quoted(proc.command), *_named(proc, "user", "group", "chroot")])
+    words = [quoted(proc.command), *_named(proc, "user", "group", "chroot")]
+    default = Proc(name="", command="")
+    if proc.timeout != default.timeout:
+        words.append(f"timeout {format_time(proc.timeout)}")
+    if proc.fail_open:
+        words.append("fail open")
+    if proc.protocol != default.protocol:
+        words.append(f"protocol {quote(proc.protocol)}")
+    return " ".join(words)

@@ -186,6 +186,9 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, tag="relay"):
     filter: str = ""
 
 
+PROTOCOLS = ("0.4", "0.5", "0.6", "0.7")  # versions of smtpd-filters(7)
+
+
 class Proc(msgspec.Struct, frozen=True, kw_only=True):
     """`proc NAME "command"` and the process of a `proc-exec` filter.
 
@@ -199,7 +202,7 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True):
     chroot: str = ""
     timeout: int = 60
     fail_open: bool = False
-    protocol: str = "0.7"  # the version of smtpd-filters(7) that it speaks
+    protocol: str = PROTOCOLS[-1]  # the version that it speaks
     line: int = 0
     file: str = ""
 

@@ -94,10 +94,11 @@ class Parser:
             yield Token.new_borrow_pos(NL, "\n", second)
             return
         recent = [second.type]  # the types of the last tokens
+        options = _Options(first)
         while True:
             token = self._next()
-            if first.type == "_LISTEN" and token.type == STRING and self._depth == 0:
-                token = _listen_word(token, recent[-1])
+            if self._depth == 0:
+                token = options.see(token)
             if self._depth > 0 and token.type in _SEPARATORS and not self._pushed:
                 skimmed = self._skim(recent, token.type)
                 if skimmed:
@@ -169,14 +170,31 @@ class Parser:
                 self._skip_line()
 
 
-def _listen_word(word: Token, before: str) -> Token:
-    """A word of `listen` that is an option of ours; after an option that wants a word it is one like any other.
+class _Options:
+    """Words of one statement that are options of ours: elsewhere they are words like any other."""
 
-    `auth` wants none: a list of one word has no passwords.
-    """
-    terminal = _LISTEN_WORDS.get(str(word))
-    option = before in _AUTHS if terminal == "_PAM" else before not in _LISTEN_WANTS
-    return Token.new_borrow_pos(terminal, str(word), word) if terminal and option else word
+    def __init__(self, first: Token) -> None:
+        self._seen = [first.type]
+
+    def see(self, token: Token) -> Token:
+        """The next token, as what it is here."""
+        if token.type == STRING:
+            terminal = self._option(str(token))
+            token = Token.new_borrow_pos(terminal, str(token), token) if terminal else token
+        self._seen.append(token.type)
+        return token
+
+    def _option(self, word: str) -> str:
+        before = self._seen[-1]
+        if self._seen[0] == "_LISTEN":
+            # After an option that wants a word it is one; `auth` wants none: a list of one word has no passwords.
+            terminal = _LISTEN_WORDS.get(word, "")
+            return terminal if (before in _AUTHS if terminal == "_PAM" else before not in _LISTEN_WANTS) else ""
+        if self._seen[:3] == ["_PROC", STRING, STRING] or self._seen[:4] == ["_FILTER", STRING, "_PROC_EXEC", STRING]:
+            if before == "_FAIL":
+                return "_OPEN" if word == "open" else ""
+            return "" if before in _PROC_WANTS else _PROC_WORDS.get(word, "")
+        return ""
 
 
 _LISTEN_WORDS = {
@@ -190,12 +208,14 @@ _LISTEN_WORDS = {
 _AUTHS = {"_AUTH", "_AUTH_OPTIONAL"}
 _WANTING = "on port filter tag ciphers protocols pki ca hostname hostnames senders from"
 _LISTEN_WANTS = {*(KEYWORDS[word] for word in _WANTING.split()), "_MECHANISMS", "_TOKENS", "_LT", "_GREET_DELAY"}
+_PROC_WORDS = {"timeout": "_TIMEOUT", "fail": "_FAIL", "protocol": "_PROTOCOL"}
+_PROC_WANTS = {"_USER", "_GROUP", "_CHROOT", "_TIMEOUT", "_PROTOCOL"}
 _LINE_ENDS = {NL, EOF}
 _SEPARATORS = {NL, "_COMMA"}
 _BRACES = {"_LBRACE": 1, "_RBRACE": -1}
 _STATEMENTS = "action admd bounce ca filter include listen match mda mta pki proc queue report scheduler smtp srs table"
 _DIRECTIVES = {KEYWORDS[word] for word in _STATEMENTS.split()}
-_WORDS = {terminal: word for word, terminal in KEYWORDS.items()}
+_WORDS = {terminal: word for word, terminal in KEYWORDS.items()} | {"_OPEN": "open"}
 _MARKS = {"_LBRACE": "{", "_RBRACE": "}", "_LT": "<", "_GT": ">", "_COMMA": ",", "_BANG": "!", "_EQ": "="}
 _OLD = {  # words of the grammar before 6.4
     "accept": "match … action",

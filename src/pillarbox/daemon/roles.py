@@ -18,7 +18,7 @@ from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT,
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
-from pillarbox.roles.filters import Filtered, Filters
+from pillarbox.roles.filters import MDA, SMTP_OUT, Filtered, Filters
 from pillarbox.roles.lookup import Lookup as LookupRole
 from pillarbox.roles.parent import FilterPrograms, Programs, System
 from pillarbox.roles.queue import Queue as QueueRole
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from pillarbox.dns.resolver import Resolver
+    from pillarbox.filters.processors import Processors
 
 
 class _Lookup(BaseRole):
@@ -115,6 +116,7 @@ class _Queue(BaseRole):
         from pillarbox.bounce import Bouncer  # noqa: PLC0415
         from pillarbox.daemon.queueservice import QueueService  # noqa: PLC0415
         from pillarbox.mda.deliveries import Deliveries  # noqa: PLC0415
+        from pillarbox.mda.events import DeliveryEvents  # noqa: PLC0415
         from pillarbox.mta.relay import Relays  # noqa: PLC0415
         from pillarbox.queue.sqlite import SqliteStore  # noqa: PLC0415
 
@@ -127,6 +129,13 @@ class _Queue(BaseRole):
             name: cast(Outgoing, peers.proxy("outgoing", name)) for name in peers.ports if kind(name) == DISPATCHER
         }
         self._bouncer = Bouncer(config=config, lookup=lookup, log=log, now=time.time)
+        self._processors = processors = _processors(self, peers, log)
+        processors.add(config)
+        self._events = DeliveryEvents(
+            config=config,
+            reports_for=lambda generation, session: processors.reports(generation, MDA, "", session),
+            now=time.time,
+        )
         self._queue = QueueService(
             store=SqliteStore(Path(boot.state, "queue"), monotonic=time.monotonic, on_fatal=self.fatal),
             config=config,
@@ -137,6 +146,7 @@ class _Queue(BaseRole):
             monotonic=time.monotonic,
             on_fatal=self.fatal,
             paused=[p for p in boot.paused if p != "smtp"],
+            witness=self._events,
         )
         common: dict[str, Any] = {
             "config": config,
@@ -157,7 +167,7 @@ class _Queue(BaseRole):
         for source, dest in boot.blocked:
             self._relays.pause_route(source, dest, True)
         self._queue.join(self._relays, self._deliveries)
-        self.services |= {"queue": self._queue, "relays": self._relays}
+        self.services |= {"queue": self._queue, "relays": self._relays, "filtered": processors}
 
     async def start(self) -> None:
         self.run("relays", self._relays.run())
@@ -168,16 +178,22 @@ class _Queue(BaseRole):
 
     async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
         self._prepared[generation.number] = generation.config
+        self._processors.add(generation.config)
 
     def commit(self, number: int) -> None:
         config = self._prepared.pop(number)
         self._queue.configure(config)
+        self._events.configure(config)
         self._bouncer.configure(config)
         self._relays.reconfigure(config)
         self._deliveries.configure(config)
 
     def abort(self, number: int) -> None:
         self._prepared.pop(number, None)
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        self._processors.forget(number)
 
     def in_use(self) -> set[int]:
         return self._relays.generations() | self._deliveries.generations()
@@ -193,10 +209,14 @@ class _Queue(BaseRole):
     def peer_lost(self, peer: str) -> None:
         if peer in self._dispatchers:
             self._relays.remove_dispatcher(self._dispatchers[peer])
+        elif peer == FILTER:
+            self._processors.lost()
 
     def peer_attached(self, peer: str) -> None:
         if peer in self._dispatchers:
             self._relays.add_dispatcher(self._dispatchers[peer])
+        elif peer == FILTER:
+            self._processors.attached()
 
 
 class _Filter(BaseRole):
@@ -217,7 +237,9 @@ class _Filter(BaseRole):
         self._configs = [boot.generation.config, *(older.config for older in boot.older)]
         self._filters = FilterService(
             program_of=program_of,
-            filtered={n: cast(Filtered, peers.proxy("filtered", n)) for n in peers.ports if kind(n) == DISPATCHER},
+            filtered={
+                n: cast(Filtered, peers.proxy("filtered", n)) for n in peers.ports if kind(n) in (DISPATCHER, QUEUE)
+            },
             log=log,
             now=time.time,
         )
@@ -251,11 +273,24 @@ class _Filter(BaseRole):
         await super().stop()
 
 
+def _processors(role: BaseRole, peers: Peers, log: Log) -> "Processors":
+    """What a role tells processors by."""
+    from pillarbox.filters.processors import Processors  # noqa: PLC0415 - each process loads what its role needs
+
+    return Processors(
+        filters=cast(Filters, peers.proxy("filters", FILTER)),
+        teller=peers.me,
+        log=log,
+        now=time.time,
+        random64=lambda: secrets.randbits(64) or 1,
+        background=lambda work: role.run("filters", work),
+    )
+
+
 class _Dispatcher(BaseRole):
     def __init__(self, boot: Boot, peers: Peers, log: Log) -> None:
         super().__init__(log)
-        from pillarbox.filters.processors import Processors  # noqa: PLC0415 - each process loads what its role needs
-        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415
+        from pillarbox.mta.session import OutgoingSessions  # noqa: PLC0415 - each process loads what its role needs
         from pillarbox.roles.delivery import Relays  # noqa: PLC0415
         from pillarbox.server.listener import Server  # noqa: PLC0415
 
@@ -264,14 +299,9 @@ class _Dispatcher(BaseRole):
         self._listening = boot.generation.listening
         self._prepared: dict[int, _NewDoors] = {}
         self._material = ClientMaterial([boot.generation, *boot.older])
-        self._processors = Processors(
-            filters=cast(Filters, peers.proxy("filters", FILTER)),
-            teller=peers.me,
-            log=log,
-            now=time.time,
-            random64=lambda: secrets.randbits(64) or 1,
-            background=lambda work: self.run("filters", work),
-        )
+        self._processors = _processors(self, peers, log)
+        for older in boot.older:
+            self._processors.add(older.config)
         self._server = Server(
             config=boot.generation.config,
             lookup=lookup,
@@ -293,7 +323,7 @@ class _Dispatcher(BaseRole):
             log=log,
             now=time.time,
             tls_material=self._material,
-            reports_for=lambda order: None,  # filters do not run yet
+            reports_for=lambda order: self._processors.reports(order.generation, SMTP_OUT, order.filter, order.session),
         )
         self.services |= {"incoming": self._server, "outgoing": self._outgoing, "filtered": self._processors}
 
@@ -313,6 +343,7 @@ class _Dispatcher(BaseRole):
         prepared = self._prepared[generation.number] = _NewDoors(generation, dict(sockets))
         prepared.contexts = _contexts(generation)
         self._material.add(generation)
+        self._processors.add(generation.config)  # queue may order sessions by it before we go by it
 
     def commit(self, number: int) -> None:
         prepared = self._prepared.pop(number)
@@ -332,6 +363,7 @@ class _Dispatcher(BaseRole):
             for listening in prepared.sockets.values():
                 listening.close()
         self._material.forget(number)
+        self._processors.forget(number)
 
     def retire(self, number: int) -> None:
         self._server.retire(number)
@@ -357,6 +389,7 @@ class _Dispatcher(BaseRole):
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())
+        await self._processors.told()
 
 
 class _NewDoors:
@@ -386,12 +419,14 @@ class _Control(BaseRole):
 
         dispatchers = cast(list[Incoming], peers.proxies("incoming", DISPATCHER))
         self._listening: list[socket.socket] = []
+        self._has_processors = {g.number: bool(g.config.procs) for g in (boot.generation, *boot.older)}
         self._control = Control(
             commands=Commands(
                 queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
                 dispatchers=dispatchers,
                 lookup=cast(LookupRole, peers.proxy("lookup", LOOKUP)),
                 filters=cast(Filters, peers.proxy("filters", FILTER)),
+                has_filters=lambda: any(self._has_processors.values()),
                 system=cast(System, peers.proxy("system", PARENT)),
                 log=log,
                 now=time.monotonic,
@@ -404,6 +439,15 @@ class _Control(BaseRole):
 
     def add_socket(self, address: str, listening: socket.socket) -> None:
         self._listening.append(listening)
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        self._has_processors[generation.number] = bool(generation.config.procs)
+
+    def abort(self, number: int) -> None:
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        self._has_processors.pop(number, None)
 
     async def start(self) -> None:
         for listening in self._listening:

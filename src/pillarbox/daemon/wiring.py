@@ -30,6 +30,7 @@ DEADLINES = {
     "lookup.expand": 120.0,
     "lookup.explain": 120.0,
     "system.reload": RELOAD_ASKED,
+    "filters.tell": 1260.0,  # waits for a processor to read; that is ended by its own timeout (10 minutes) before
 }
 
 INTERFACE = Interface(
@@ -79,6 +80,7 @@ CALLS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (DISPATCHER, FILTER): {"filters": ("join", "tell")},
     (QUEUE, FILTER): {"filters": ("join", "tell")},
     (FILTER, DISPATCHER): {"filtered": ALL},
+    (FILTER, QUEUE): {"filtered": ("changed",)},
     (FILTER, PARENT): {"filter_programs": ALL},
     (QUEUE, LOOKUP): {
         "lookup": (

@@ -107,8 +107,9 @@ class Chain:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
-    def proceed(self, phase: Phase) -> None:
-        """A phase in which nobody is asked."""
+    def proceed(self, phase: Phase, param: str = "") -> None:
+        """A phase in which nobody is asked; one that comes later may be about it all the same."""
+        self._note(phase, one_line(param))
         if self._reports is not None:
             self._respond(phase, PROCEED)
 
@@ -192,7 +193,7 @@ class Chain:
 
     def unregistered(self) -> Verdict:
         """Nobody knows yet what the processors want to be asked."""
-        self._say_failed(",".join(self._path.unknown()), Phase.CONNECT, "not registered", UNAVAILABLE)
+        self._say_failed(",".join(self._path.missing()), Phase.CONNECT, "not registered", UNAVAILABLE)
         self._respond(Phase.CONNECT, _TRY_AGAIN)
         return _TRY_AGAIN
 

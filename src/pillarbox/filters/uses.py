@@ -6,7 +6,7 @@ import msgspec
 
 from pillarbox.conf.model import Config, Proc, Relay
 from pillarbox.filters.protocol import every_event
-from pillarbox.roles.filters import SMTP_IN, SMTP_OUT
+from pillarbox.roles.filters import MDA, SMTP_IN, SMTP_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ def processors_of(config: Config) -> list[Use]:
     uses: list[Use] = []
     for name, proc in config.procs.items():
         reports = tuple(
-            s for s in (SMTP_IN, SMTP_OUT) if any((r.direction, r.proc) == (s, name) for r in config.reports)
+            s for s in (SMTP_IN, SMTP_OUT, MDA) if any((r.direction, r.proc) == (s, name) for r in config.reports)
         )
-        used = {SMTP_IN: name in inbound, SMTP_OUT: name in outbound}
+        used = {SMTP_IN: name in inbound, SMTP_OUT: name in outbound, MDA: False}
         uses.append(
             Use(
                 proc=msgspec.structs.replace(proc, line=0, file=""),

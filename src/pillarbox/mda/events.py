@@ -16,10 +16,10 @@ _EXPIRED = "Envelope expired"
 
 
 class DeliveryEvents:
-    """Implements `roles.delivery.Witness`. `reports_for(session)`: None where nobody listens; `now()`: seconds."""
+    """Implements `roles.delivery.Witness`. `reports_for(generation, session)`: None where nobody listens."""
 
     def __init__(
-        self, *, config: Config, reports_for: Callable[[int], Reports | None], now: Callable[[], float]
+        self, *, config: Config, reports_for: Callable[[int, int], Reports | None], now: Callable[[], float]
     ) -> None:
         self._config = config
         self._reports_for = reports_for
@@ -39,7 +39,7 @@ class DeliveryEvents:
         self._tell(envelope, 0, "permfail", _EXPIRED)
 
     def _tell(self, envelope: Envelope, session: int, result: str, text: str) -> None:
-        reports = self._reports_for(session) if envelope.kind is Kind.MDA else None
+        reports = self._reports_for(self._config.generation, session) if envelope.kind is Kind.MDA else None
         if reports is not None:
             reports.delivery(
                 envelope.msgid,

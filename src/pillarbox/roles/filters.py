@@ -134,13 +134,14 @@ class Processor(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A processor as dispatchers see it. `life` 0: it does not run.
 
     `phases` and `events` ("smtp-in tx-mail") are what it registered, in this life or the last; `known`: did it ever?
-    `why`: why it does not run, for the log.
+    `failed`: it never has, and has ended, so that nobody waits for it. `why`: why it does not run, for the log.
     """
 
     number: int
     name: str
     life: int = 0
     known: bool = False
+    failed: bool = False
     phases: frozenset[str] = frozenset()
     events: frozenset[str] = frozenset()
     fail_open: bool = False

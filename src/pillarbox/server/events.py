@@ -46,12 +46,13 @@ class SessionEvents:
     def command(self, line: str) -> None:
         """A line of the client, without secrets."""
         self.reports.protocol_client(line)
-        self._verb, self._begun = None, False
+        self._verb, self._begun, self._address = None, False, ""
 
     def parsed(self, verb: Verb, argument: str) -> None:
         """What it means; again where a filter rewrote it."""
         self._verb = verb
-        self._address = argument.partition("<")[2].partition(">")[0]
+        if "<" in argument:  # what a filter made of it may be no address; then it is about the one that came
+            self._address = argument.partition("<")[2].partition(">")[0]
 
     def begins(self) -> None:
         """The command is allowed, by filters too."""

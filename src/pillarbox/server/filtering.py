@@ -101,7 +101,7 @@ def ask(session: "Session", chain: Chain, step: "Step", args: str, effect: Calla
     if phase is None:
         return effect(args)
     if not chain.has(phase):
-        chain.proceed(phase)
+        chain.proceed(phase, _parameter(phase, args))
         return effect(args)
     return _asked(session, step, args, effect, chain.decide(phase, _parameter(phase, args)))
 
@@ -116,6 +116,8 @@ async def _asked(
     if verdict.decision in (Decision.REWRITE, Decision.REPORT):
         # COMPAT: the text of a processor's report is the new argument, too.
         args = verdict.param if step.arguments or verdict.decision is Decision.REWRITE else args
+        if session.events is not None and verdict.decision is Decision.REPORT:
+            session.events.begins()  # the reference does not look at it again, and finds out later
         refusal = _check_again(session, step, args)
         if refusal is not None:
             return refusal

@@ -45,8 +45,9 @@ def expected(case: Case, notes: Notes) -> Case:
     data = {**case.data, **note.get("expect", {})}
     if steps := note.get("steps"):
         first = [_changed(step, steps.get(str(number), {})) for number, step in enumerate(data["sessions"][0])]
-        data["sessions"] = [first, *data["sessions"][1:]]
+        data["sessions"] = [first[: note.get("last", len(first)) + 1], *data["sessions"][1:]]
     data["by_transaction"] = note.get("by_transaction", False)
+    data["chance"] = note.get("chance", ())
     if "log" in data:
         kept = [line for line in data["log"] if not any(text in line for text in note.get("drop", ()))]
         data["log"] = [*kept, *note.get("add", ())]

@@ -122,6 +122,8 @@ async def _end_filtered(
 ) -> Reply | None:
     """Likewise, with filters that see the message, or have a word before it is taken."""
     failed = None
+    if event.problem is not None and message.failure is None:
+        message.fail(PROBLEMS[event.problem])
     if tx.stream is None:
         message.add(event.data, event.lines)
     else:
@@ -129,8 +131,6 @@ async def _end_filtered(
     message.finish()
     if session.events is not None:
         session.events.end_of_message()
-    if event.problem is not None and message.failure is None:
-        message.fail(PROBLEMS[event.problem])
     # As the reference does, they are asked about a message that will be refused, too.
     refusal = failed or await filtering.may_commit(session, chain) or message.failure
     return refuse(session, refusal) if refusal is not None else await _commit(session, tx, message)
