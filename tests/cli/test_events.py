@@ -54,6 +54,8 @@ def test_an_ambiguous_session_is_listed_or_all_are_printed(tmp_path: Path) -> No
     status, out, err = call("session", "0000", log)
     assert (status, err) == (1, ["smtpd-events: several sessions are 0000…; one of them, or --all:"])
     assert out == [f"{name} smtp-in 2023-11-14 22:13:20.000000 UTC 127.0.0.1:4321" for name in (ID, "0000000000000003")]
+    status, out, err = call("session", "0000", log, "--json")
+    assert (status, [json.loads(line)["session"] for line in out]) == (1, [ID, "0000000000000003"])
     status, out, err = call("session", "0000", log, "--all")
     assert (status, len(out)) == (0, 2 * (len(case_log(NAME)) + 2))
 

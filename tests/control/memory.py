@@ -326,6 +326,7 @@ class Server:
             dispatchers=self.dispatchers,  # type: ignore[arg-type]
             lookup=MemoryLookup(),  # type: ignore[arg-type]
             filters=self.filters,  # type: ignore[arg-type]
+            has_filters=lambda: True,
             system=self.system,  # type: ignore[arg-type]
             log=self.log,
             now=time.monotonic,

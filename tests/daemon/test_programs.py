@@ -1,6 +1,7 @@
 """Programs that are not ours: what they see, whom they run as, what the log gets of them, how they end."""
 
 import asyncio
+import gc
 import io
 import os
 import pwd
@@ -131,6 +132,7 @@ def test_what_cannot_be_executed_says_why(folder: Path, mode: int | None, reason
             await rig.programs.start("k", "x", str(path), [])
 
     before = children()
+    gc.collect()  # what earlier tests left
     descriptors = len(os.listdir("/proc/self/fd"))
     play(body)
     assert children() <= before

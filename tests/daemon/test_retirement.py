@@ -43,7 +43,7 @@ class World:
         self.retirement = Retirement(
             generations=self.generations,
             members=lambda: self.roles[: 1 if self.missing else 2],  # type: ignore[arg-type,return-value]
-            expected=2,
+            expected=lambda: 2,
             now=lambda: self.now,
             log=Log(io.StringIO()),
         )

@@ -11,6 +11,7 @@ import pytest
 
 from tests.eventlog.recorded import SCRIPTED, case_log, whole_log, write_log
 
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 BAD = '''
 import sys
 def say(line): print(line, flush=True)
@@ -221,6 +222,13 @@ def test_one_that_dies_is_named_with_its_status(log: Path) -> None:
     assert "(exit status 3)" in played.said
 
 
+def test_one_that_ends_badly_behind_the_last_event_is_named(log: Path) -> None:
+    code = textwrap.dedent(BAD).format(register=REGISTER, answer=ANSWER)
+    played = Played(log, [sys.executable, "-c", f"{code}\nsys.exit(7)"], "--fast")
+    assert (played.status, played.summary["exit_status"]) == (0, 7)
+    assert played.said == "smtpd-events: the filter ended as its input did, but not well (exit status 7)\n"
+
+
 def test_one_that_never_reads_is_not_waited_for(tmp_path: Path) -> None:
     log = write_log(tmp_path / "events.log", whole_log() * 100)
     sleeper = "import time; print('register|report|smtp-in|*\\nregister|ready', flush=True); time.sleep(60)"
@@ -285,3 +293,13 @@ def test_a_session_of_a_log_can_be_played_alone(tmp_path: Path) -> None:
     filter_ = Filter(tmp_path, ["report|smtp-in|*"])
     Played(log, filter_.command, "--fast", "--session", one[:9])
     assert {line.split("|")[5] for line in filter_.heard} == {one}
+
+
+@pytest.mark.parametrize("name", ["filter-hide-client", "filter-no-programs"])
+def test_filters_on_the_sdk_do_well(tmp_path: Path, name: str) -> None:
+    log = write_log(tmp_path / "events.log", whole_log())
+    played = Played(log, [sys.executable, str(EXAMPLES / name)], "--fast")
+    assert (played.status, played.said, played.summary["faults"]) == (0, "", 0)
+    messages = [message for session in played.sessions for message in session["messages"]]
+    assert len(messages) > 10
+    assert all(message["complete"] for message in messages)

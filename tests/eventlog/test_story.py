@@ -90,6 +90,17 @@ def test_the_message_comes_before_its_end() -> None:
     assert (message.known.helo, message.known.message) == ("me", "0badcafe")
 
 
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_message_in_chunks_is_one_message(filtered: bool) -> None:
+    answers = ["filter-response|data|proceed", "filter-response|commit|proceed"] if filtered else ["", ""]
+    lines = ["C: BDAT 9", answers[0], "S: 250 ok", "C: BDAT 9", "S: 250 ok", "C: BDAT 9 LAST", answers[1], "S: 250 ok"]
+    found = steps(dialogue(*filter(None, ["tx-begin|0badcafe", *lines, "tx-reset|0badcafe", *lines[5:]])))
+    kinds = [str(step.phase) if isinstance(step, Ask) else type(step).__name__ for step in found]
+    asked = [kind for kind in kinds if kind != "Report"]
+    again = ["data", "Message", "commit"] if not filtered else ["Message", "commit"]
+    assert asked == ["data", "Message", "commit", *again]
+
+
 @pytest.mark.parametrize(
     ("command", "reply", "wanted"),
     [
@@ -103,6 +114,7 @@ def test_the_message_comes_before_its_end() -> None:
         ("NOOP x", "250 ok", [("noop", "", None)]),
         ("HELO me", "250 ok", [("helo", "me", None)]),
         ("VRFY x", "252 ok", []),
+        ("HELP", "214 help", []),
         ("c2VjcmV0", "235 ok", []),
     ],
 )

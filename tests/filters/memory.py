@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pillarbox.errors import TempFail
 from pillarbox.filters.processors import Processors
@@ -19,6 +20,9 @@ from pillarbox.roles.filters import (
     Result,
     Told,
 )
+
+if TYPE_CHECKING:
+    from .real import Between
 
 
 @dataclass
@@ -155,7 +159,7 @@ class Background:
 
 
 def make_processors(
-    filters: MemoryFilters, log: Log, background: Callable[[Coroutine[None, None, None]], None]
+    filters: "MemoryFilters | Between", log: Log, background: Callable[[Coroutine[None, None, None]], None]
 ) -> Processors:
     """Those of one dispatcher; tokens count from 1."""
     numbers = iter(range(1, 1 << 32))

@@ -16,7 +16,7 @@ from pillarbox.daemon.programs import Programs
 from pillarbox.filters.processor import Patience
 from pillarbox.filters.service import FilterService
 from pillarbox.log import Log
-from pillarbox.roles.filters import Answer, Lines, Output, Processor, Question, Report, Result, Status, Told
+from pillarbox.roles.filters import Answer, Filtered, Lines, Output, Processor, Question, Report, Result, Status, Told
 
 SCRIPT = Path(__file__).with_name("misbehaving.py")
 HASTY = Patience(start=10.0, pauses=(0.0, 0.05, 0.1, 0.1), within=60.0, grace=2.0)
@@ -80,9 +80,9 @@ class Dispatcher:
 
 
 class Rig:
-    """The role, with two dispatchers, and what belongs to it."""
+    """The role, with two dispatchers, and what belongs to it. `filtered`: instead of the first of them."""
 
-    def __init__(self, *configs: Config, patience: Patience = HASTY) -> None:
+    def __init__(self, *configs: Config, patience: Patience = HASTY, filtered: Filtered | None = None) -> None:
         self.stream = io.StringIO()
         log = Log(self.stream)
         self.configs = {config.generation: config for config in configs}
@@ -101,7 +101,7 @@ class Rig:
         self.dispatcher, self.other = Dispatcher(), Dispatcher()
         self.filters = FilterService(
             program_of=program_of,
-            filtered={"dispatcher.0": self.dispatcher, "dispatcher.1": self.other},
+            filtered={"dispatcher.0": filtered or self.dispatcher, "dispatcher.1": self.other},
             log=log,
             now=time.time,
             patience=patience,

@@ -327,6 +327,46 @@ def test_restart_lets_it_end_by_itself(folder: Path) -> None:
     run(folder, body, "polite")
 
 
+def test_a_restart_while_it_starts_is_no_excuse_for_a_later_death(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.filters.restart("f")
+        processor = await rig.join()
+        os.kill((await rig.status()).pid, signal.SIGKILL)
+        await rig.dispatcher.until(lambda: rig.now(processor).life not in (0, processor.life))
+        await rig.says("filter f: ended; starting it again")
+
+    config = configuration(Proc(name="f", command=command(folder, "good")))
+
+    async def bounded() -> None:
+        rig = Rig(config)
+        running = asyncio.ensure_future(rig.filters.run())
+        adding = asyncio.ensure_future(rig.filters.add_config(config))
+        await asyncio.sleep(0)
+        try:
+            await body(rig)
+            await adding
+        finally:
+            await rig.filters.close()
+            running.cancel()
+
+    asyncio.run(asyncio.wait_for(bounded(), 30))
+
+
+def test_lines_written_one_at_a_time_are_passed_on_together(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        rig.dispatcher.busy.clear()
+        lines = rig.lines(b"line\r\n" * 1000)
+        await rig.tell(processor, lines)
+        await asyncio.sleep(0.3)
+        rig.dispatcher.busy.set()
+        await rig.dispatcher.until(lambda: any(isinstance(a, Output) and a.last for a in rig.dispatcher.answers))
+        assert rig.dispatcher.message(lines.token) == lines.data
+        assert len(rig.dispatcher.answers) < 100
+
+    run(folder, body, "good")
+
+
 def test_who_does_not_end_is_killed(folder: Path) -> None:
     pids: list[int] = []
 

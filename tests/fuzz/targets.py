@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pillarbox.conf.model import PROTOCOLS
+from pillarbox.filters.protocol import FilterProtocol, Violation
 from pillarbox.filters.reports import Reports
 from pillarbox.mail import headers
 from pillarbox.mail.dsn import ReportedRecipient, StatusReport, report_head, report_tail
 from pillarbox.mta.events import LinkEvents, Passage
-from pillarbox.roles.filters import EVENTS, SMTP_OUT, Report
+from pillarbox.roles.filters import EVENTS, SMTP_OUT, Output, Report
 from pillarbox.server.headers import Loop, Malformed, process
 from pillarbox.smtp import commands
 from pillarbox.smtp.client_events import Answered, BodyWanted, Finished, Ready, Recipient, TlsWanted, Transaction
@@ -211,6 +213,43 @@ def status_report(data: bytes) -> None:
     assert head.count(b"\r\nFinal-Recipient:") == head.count(b"\r\nAction: failed\r\n") == 1, head
 
 
+def filter_protocol(data: bytes) -> None:
+    """What a filter writes: answers, or its own violation."""
+    for version in PROTOCOLS:
+        for ready in (False, True):
+
+            def play(chunks: list[bytes], version: str = version, ready: bool = ready) -> list[object]:
+                return _filter(FilterProtocol(subsystems=["smtp-in"], admd="a", version=version, ready=ready), chunks)
+
+            same_however_it_is_cut(play, data)
+
+
+def _filter(core: FilterProtocol, chunks: list[bytes]) -> list[object]:
+    seen = list[object]()
+    ended = set[tuple[int, int]]()
+    try:
+        for chunk in chunks:
+            for heard in core.receive(chunk):
+                if not isinstance(heard, Output):
+                    seen.append(heard)
+                    continue
+                which = heard.session, heard.token
+                assert heard.data.count(b"\n") == heard.data.count(b"\r\n") == heard.data.count(b"\r")
+                if which in ended:
+                    continue  # whoever keeps count of what was asked ignores it
+                if heard.last:
+                    ended.add(which)
+                before = seen[-1] if seen else None
+                if isinstance(before, Output) and (before.session, before.token) == which:
+                    seen[-1] = Output(*which, before.data + heard.data, heard.last)
+                else:
+                    seen.append(heard)
+    except Violation as violation:
+        seen.append(str(violation))
+    return seen
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (server_protocol, command_lines, client_protocol, header_block, status_report)
+    target.__name__: target
+    for target in (server_protocol, command_lines, client_protocol, header_block, status_report, filter_protocol)
 }

@@ -95,6 +95,12 @@ class ScriptedMilter:
         self._listener.listen(50)
         self._run(self._accept, self._listener)
 
+    def forget(self) -> None:
+        """What was heard, and what is answered."""
+        self.negotiated = options()
+        self.answers.clear()
+        self.connections.clear()
+
     def __enter__(self) -> "ScriptedMilter":
         return self
 

@@ -1,5 +1,6 @@
 """A milter that is not there, hangs, hangs up, or talks nonsense: a defined answer in time, and the bridge goes on."""
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 
 from tests.milter.driver import MESSAGE, PROCEED, Bridge, Client
 from tests.milter.scripted import (
+    ACCEPT,
     CONTINUE,
     HANG_UP,
     NOTHING,
     PROGRESS,
+    REJECT,
     Answer,
     ScriptedMilter,
     body,
@@ -23,12 +26,10 @@ from tests.system.server import wait_for
 
 LATER = "reject|451 4.7.1 Service unavailable, please try again later"
 NEVER = "reject|550 5.7.1 Service unavailable"
-IMPATIENT = ("--connect-timeout", "0.5", "--command-timeout", "0.5", "--message-timeout", "0.5")
+IMPATIENT = ("--connect-timeout", "1", "--command-timeout", "1", "--message-timeout", "1")
 
 FAULTS: dict[str, Answer] = {
-    "hangs": NOTHING,
     "hangs up": HANG_UP,
-    "half an answer": b"\0\0\0\5y451",
     "no length": b"\0\0\0\0",
     "a length that cannot be": b"\x7f\xff\xff\xffc",
     "an answer that there is not": packet(b"Z"),
@@ -37,8 +38,8 @@ FAULTS: dict[str, Answer] = {
     "no reply": packet(b"y", b"nonsense"),
     "a reply that refuses nothing": packet(b"y", b"250 Ok"),
     "two codes": packet(b"y", b"550-one\r\n451 two"),
-    "never an end": PROGRESS * 3,
 }
+SILENCES: dict[str, Answer] = {"nothing": NOTHING, "half an answer": b"\0\0\0\5y451", "only progress": PROGRESS * 3}
 CHANGES: dict[str, Answer] = {
     "no name": packet(b"h", b"", b"x") + CONTINUE,
     "a name that is none": packet(b"h", b"X: y\nZ", b"x") + CONTINUE,
@@ -50,26 +51,16 @@ CHANGES: dict[str, Answer] = {
 }
 
 
-@pytest.fixture
-def milter(tmp_path: Path) -> Iterator[ScriptedMilter]:
-    """Says "continue" to all, until the test changes its `answers`."""
-    with ScriptedMilter(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def client(milter: ScriptedMilter) -> Iterator[Client]:
-    """A client of a bridge that does not wait for long; not connected yet."""
+@pytest.fixture(scope="module")
+def impatient(shared: tuple[ScriptedMilter, Bridge]) -> Iterator[Bridge]:
+    """A bridge that does not wait for long."""
+    milter, _ = shared
     with Bridge(milter.address, *IMPATIENT) as bridge:
-        yield bridge.session()
+        yield bridge
 
 
-@pytest.mark.parametrize("letter", "OCH")
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_before_the_first_message_a_fault_refuses_that_and_later_ones_go_through(
-    milter: ScriptedMilter, client: Client, letter: str, fault: Answer
-) -> None:
-    milter.answers[letter] = fault
+def fails_before_a_message(milter: ScriptedMilter, client: Client, letter: str) -> None:
+    """The first message is refused, the next goes through."""
     assert client.connect() == PROCEED
     assert client.mail() == LATER
     assert client.rcpt() == LATER
@@ -80,21 +71,46 @@ def test_before_the_first_message_a_fault_refuses_that_and_later_ones_go_through
     assert "the milter answers again" in client.bridge.log()
 
 
+def fails_in_a_message(milter: ScriptedMilter, client: Client, letter: str) -> None:
+    """This message is refused, the next goes through."""
+    client.connect()
+    decisions = [client.mail(), client.rcpt(), client.data()]
+    good = "MRT".find(letter) if letter in "MRT" else 3
+    assert decisions == [PROCEED] * good + [LATER] * (3 - good)
+    if good == 3:
+        assert client.content()[4:] == list(MESSAGE)
+        assert client.commit() == LATER
+    del milter.answers[letter]
+    assert client.deliver() == (list(MESSAGE), PROCEED)
+
+
+@pytest.mark.parametrize("letter", "OCH")
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_before_the_first_message_a_fault_refuses_that_and_later_ones_go_through(
+    milter: ScriptedMilter, client: Client, letter: str, fault: Answer
+) -> None:
+    milter.answers[letter] = fault
+    fails_before_a_message(milter, client, letter)
+
+
 @pytest.mark.parametrize("letter", "MRTLNBE")
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_in_a_message_refuses_it_and_the_next_goes_through(
     milter: ScriptedMilter, client: Client, letter: str, fault: Answer
 ) -> None:
     milter.answers[letter] = fault
-    client.connect()
-    decisions = [client.mail(), client.rcpt(), client.data()]
-    first_bad = min("MRTL".index(letter) if letter in "MRT" else 3, 3)
-    assert decisions == [PROCEED] * first_bad + [LATER] * (3 - first_bad)
-    if first_bad == 3:
-        assert client.content()[4:] == list(MESSAGE)
-        assert client.commit() == LATER
-    del milter.answers[letter]
-    assert client.deliver() == (list(MESSAGE), PROCEED)
+    fails_in_a_message(milter, client, letter)
+
+
+@pytest.mark.parametrize("letter", "OCRE")
+@pytest.mark.parametrize("silence", SILENCES.values(), ids=SILENCES)
+def test_a_milter_that_hangs_is_waited_for_until_the_deadline(
+    milter: ScriptedMilter, impatient: Bridge, letter: str, silence: Answer
+) -> None:
+    milter.answers[letter] = silence
+    fails = fails_before_a_message if letter in "OC" else fails_in_a_message
+    fails(milter, impatient.session(), letter)
+    assert "no answer in time" in impatient.log()
 
 
 @pytest.mark.parametrize("fault", CHANGES.values(), ids=CHANGES)
@@ -102,6 +118,23 @@ def test_a_change_that_is_none_refuses_the_message(milter: ScriptedMilter, clien
     milter.answers["E"] = fault
     client.connect()
     assert client.deliver() == (list(MESSAGE), LATER)
+
+
+@pytest.mark.parametrize("letter", "CHMRTLNB")
+def test_answers_that_nobody_asked_for_are_not_taken_for_others(
+    milter: ScriptedMilter, client: Client, letter: str
+) -> None:
+    milter.answers |= {letter: CONTINUE + ACCEPT, "E": REJECT}
+    client.connect()
+    decisions = [client.mail(), client.rcpt(), client.data(), client.content() and client.commit()]
+    assert decisions[-1] in (LATER, "reject|550 5.7.1 Command rejected")
+
+
+def test_changes_without_an_end_are_not_kept(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = packet(b"h", b"X", b"y" * 60000) * 100 + CONTINUE
+    client.connect()
+    assert client.deliver() == (list(MESSAGE), LATER)
+    assert "changes of more than 4194304 bytes" in client.bridge.log()
 
 
 @pytest.mark.parametrize("letter", "CHMRTLNB")
@@ -119,12 +152,12 @@ def test_changes_before_the_end_of_a_message_are_a_fault(milter: ScriptedMilter,
         options(actions=0x3FF),
         packet(b"c"),
         b"\0\0\0\4O\0\0\0",
-        options(macros={0: "j"})[:-1],
+        b"\0\0\0\x12" + options(macros={0: "j"})[4:-1],
         options()[:3] + b"\x11" + options()[4:] + b"\0\0\0\1",
     ],
 )
 def test_what_cannot_be_agreed_on_is_a_fault(tmp_path: Path, negotiated: bytes) -> None:
-    with ScriptedMilter(tmp_path, negotiated=negotiated) as milter, Bridge(milter.address, *IMPATIENT) as bridge:
+    with ScriptedMilter(tmp_path, negotiated=negotiated) as milter, Bridge(milter.address) as bridge:
         client = bridge.session()
         assert client.connect() == PROCEED
         assert client.mail() == LATER
@@ -132,7 +165,7 @@ def test_what_cannot_be_agreed_on_is_a_fault(tmp_path: Path, negotiated: bytes) 
 
 def test_steps_and_stages_that_are_not_known_yet_are_no_fault(tmp_path: Path) -> None:
     negotiated = options(steps=1 << 30, macros={0: "j", 99: "x"})
-    with ScriptedMilter(tmp_path, negotiated=negotiated) as milter, Bridge(milter.address, *IMPATIENT) as bridge:
+    with ScriptedMilter(tmp_path, negotiated=negotiated) as milter, Bridge(milter.address) as bridge:
         client = bridge.session()
         client.connect()
         assert client.deliver() == (list(MESSAGE), PROCEED)
@@ -140,7 +173,7 @@ def test_steps_and_stages_that_are_not_known_yet_are_no_fault(tmp_path: Path) ->
 
 @pytest.mark.parametrize("address", ["unix:{folder}/none.sock", "inet:1@127.0.0.1", "inet6:1@::1", "inet:1"])
 def test_without_a_milter_mail_waits(tmp_path: Path, address: str) -> None:
-    with Bridge(address.format(folder=tmp_path), *IMPATIENT) as bridge:
+    with Bridge(address.format(folder=tmp_path)) as bridge:
         client = bridge.session()
         assert client.connect() == PROCEED
         assert client.mail() == LATER
@@ -240,23 +273,52 @@ def test_a_message_that_is_too_big_goes_through_whole_and_is_refused(milter: Scr
         assert client.deliver() == (list(MESSAGE), "reject|552 5.3.4 Message too big")
 
 
+def test_a_message_that_no_disk_has_room_for_goes_through_whole_and_is_refused(milter: ScriptedMilter) -> None:
+    big = [*MESSAGE, *(f"{number:070}" for number in range(24_000))]
+    with Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.connect()
+        resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+        assert client.deliver(big) == (big, "reject|451 4.3.1 Please try again later")
+        assert "message refused: it cannot be kept: File too large" in bridge.log()
+        assert client.deliver() == (list(MESSAGE), PROCEED)
+
+
 def test_a_header_that_is_too_big_is_refused(milter: ScriptedMilter, client: Client) -> None:
     client.connect()
     big = ["Subject: x", *("\t" + "x" * 900 for _ in range(5000)), "", "body"]
     assert client.deliver(big) == (big, "reject|552 5.3.4 Message too big")
 
 
-def test_more_connections_than_are_allowed_are_not_made(milter: ScriptedMilter) -> None:
+def test_clients_that_do_nothing_keep_nobody_from_the_milter(milter: ScriptedMilter) -> None:
     with Bridge(milter.address, "--connections", "2") as bridge:
-        clients = [bridge.session() for _ in range(3)]
+        clients = [bridge.session() for _ in range(5)]
         for client in clients:
             assert client.connect() == PROCEED
-        assert clients[0].deliver() == (list(MESSAGE), PROCEED)
+        for client in clients * 2:
+            assert client.deliver() == (list(MESSAGE), PROCEED)
+        assert wait_for(lambda: sum(each.commands.endswith("Q") for each in milter.connections[:-2]) >= 3, 10)
+        assert all(each.commands.startswith("CH") for each in milter.connections)
+        assert bridge.log() == ""
+
+
+def test_more_messages_at_a_time_than_there_may_be_connections_wait(milter: ScriptedMilter) -> None:
+    with Bridge(milter.address, "--connections", "2") as bridge:
+        clients = [bridge.session() for _ in range(3)]
+        for client in clients[:2]:
+            client.connect()
+            client.begin()
+        assert clients[2].connect() == PROCEED
         assert clients[2].mail() == LATER
-        assert len(milter.connections) == 2
-        clients[0].quit()
+        assert "2 messages are on their way already" in bridge.log()
+        assert clients[0].content()[4:] == list(MESSAGE)
+        assert clients[0].commit() == PROCEED
         assert clients[2].deliver() == (list(MESSAGE), PROCEED)
-        assert len(milter.connections) == 3
+        assert clients[1].content()[4:] == list(MESSAGE)
+        assert clients[1].commit() == PROCEED
+        clients[0].ehlo("another name")
+        assert clients[0].deliver() == (list(MESSAGE), PROCEED)
+        assert milter.last.said("H")[-1] == [b"another name"]
 
 
 def descriptors(bridge: Bridge) -> int:
@@ -265,7 +327,7 @@ def descriptors(bridge: Bridge) -> int:
 
 
 def test_nothing_is_left_of_sessions_however_they_end(milter: ScriptedMilter) -> None:
-    big = [*MESSAGE, *("x" * 70 for _ in range(30000))]  # in a file
+    big = [*MESSAGE, *("x" * 70 for _ in range(16000))]  # in a file
 
     def delivered(client: Client) -> None:
         assert client.deliver(big)[1] == PROCEED

@@ -3,6 +3,7 @@
 import smtplib
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,21 @@ def test_a_message_passes_through_every_kind_of_handler(server: Filtered) -> Non
     assert seen.split()[1:3] == [b"127.0.0.1", b"client.example"] and seen.split()[4] == LOCAL.encode()
     assert wait_for(lambda: "committed: " in server.log(), 10), server.log()
     assert "told: ok " in server.log()
+
+
+def test_many_sessions_at_once_get_each_its_own(server: Filtered) -> None:
+    def send(number: int) -> None:
+        with smtplib.SMTP("127.0.0.1", PORT, f"client{number}.example", timeout=20) as client:
+            for _ in range(5):
+                client.sendmail(f"s{number}@example.net", [LOCAL], TEXT + b"%d\r\n" % number * 200)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(8)))
+    for message in server.messages(40):
+        head, _, body = message.partition(b"\n\n")
+        number = body.rpartition(b"\n")[0].rpartition(b"\n")[2]
+        assert body == b"the dog\n.dotted\n..\n\xff\xfe caf\xc3\xa9\nlast\n" + number + b"\n" + (number + b"\n") * 199
+        assert b" client%s.example s%s@example.net " % (number, number) in head
 
 
 def test_every_decision_is_taken(server: Filtered) -> None:

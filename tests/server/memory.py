@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from pillarbox.conf.model import Config, Listener
 from pillarbox.errors import TempFail
@@ -19,6 +20,10 @@ from pillarbox.server.listener import Server
 from pillarbox.smtp.sasl import verifier
 from pillarbox.tables.table import Table
 from tests.filters.memory import Background, MemoryFilters, make_processors
+
+if TYPE_CHECKING:
+    from tests.filters.real import Between
+
 
 ALICE = verifier.make("alice-pw", salt=b"saltsaltsalt", iterations=4096)
 
@@ -246,7 +251,7 @@ async def world(
     config: Config | None = None,
     contexts: dict[int, ssl.SSLContext] | None = None,
     max_sessions: int = 100,
-    filters: MemoryFilters | None = None,
+    filters: "MemoryFilters | Between | None" = None,
 ) -> AsyncIterator[World]:
     """A running server; everything is closed behind it. `filters`: with the processors of the configuration."""
     listener = listener or Listener(id=1, hostname="mail.example.org")
@@ -254,6 +259,7 @@ async def world(
     lookup, queue, text = MemoryLookup(), MemoryQueue(), io.StringIO()
     lookup.config = config
     background = Background()
+    processors = make_processors(filters or MemoryFilters(), Log(text), background)
     server = Server(
         config=config,
         lookup=lookup,  # type: ignore[arg-type]
@@ -261,7 +267,7 @@ async def world(
         log=Log(text),
         now=lambda: 86400.0 * 365,
         tls_contexts=contexts or {},
-        processors=make_processors(filters or MemoryFilters(), Log(text), background),
+        processors=processors,
         control_socket="/run/smtpd.sock",
         max_sessions=max_sessions,
         auth_delay=lambda: 0.0,
@@ -272,4 +278,5 @@ async def world(
             yield World(server, lookup, queue, text, listening.getsockname()[1])
         finally:
             await server.drain(0.1)
+            await processors.told()
             background.stop()

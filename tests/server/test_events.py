@@ -20,13 +20,7 @@ def heard(scenario, *, config=None, answer=None, phases: str = "", events: str =
     """What a processor hears of this, without the lines of EHLO."""
     filters = MemoryFilters()
     played = filters.add("f", answer or decide("", "proceed"), phases=phases, events=events)
-
-    async def to_the_end(w: World) -> None:
-        await scenario(w)
-        for _ in range(5):  # what was said in this turn of the loop is on its way
-            await asyncio.sleep(0)
-
-    run(to_the_end, config or with_filters("f"), filters, **arguments)
+    run(scenario, config or with_filters("f"), filters, **arguments)
     return played
 
 

@@ -39,6 +39,7 @@ def record(options: argparse.Namespace, folder: str) -> int:
         monotonic=time.monotonic,
         complain=write_soon,
     )
+    os.set_blocking(0, True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.set_blocking(0, False))  # what is there is read, then it is over
     signal.signal(signal.SIGHUP, lambda *_: recorder.rotate())

@@ -66,6 +66,8 @@ async def _replay(options: argparse.Namespace, message: bytes | None) -> int:
         complain(f"{totals.over}{_how(status)}")
     elif status is None:
         complain(f"the filter did not end within {_GRACE:g} s after its input had; it was killed")
+    elif status:
+        complain(f"the filter ended as its input did, but not well{_how(status)}")
     if options.json:
         show([json_line({"summary": _totals_json(totals, status)})])
     else:

@@ -61,7 +61,7 @@ def show_session(options: argparse.Namespace) -> int:
         return _all(options, found)
     if found.only is None:
         complain(f"several sessions are {prefix}…; one of them, or --all:")
-        show(candidates(found))
+        show(map(_candidate_json, found.sessions.values()) if options.json else candidates(found))
         return 1
     _print(found.events, as_json=options.json)
     return 0
@@ -74,6 +74,10 @@ def _all(options: argparse.Namespace, found: Found) -> int:
         if not options.json:
             show([""])
     return 0
+
+
+def _candidate_json(first: Report) -> str:
+    return json_line({"session": f"{first.session:016x}", "subsystem": first.subsystem, "time": first.time})
 
 
 def _print(events: Iterable[Report], *, as_json: bool) -> None:

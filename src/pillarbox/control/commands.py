@@ -37,7 +37,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class Commands:
     """Carries out requests of those who may do everything.
 
-    `now` is a monotonic clock in seconds: uptime counts from construction.
+    `now` is a monotonic clock in seconds: uptime counts from construction. `has_filters()`: whether there is anybody to
+    ask about them.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Commands:
         dispatchers: list[Incoming],
         lookup: Lookup,
         filters: Filters,
+        has_filters: Callable[[], bool],
         system: System,
         log: Log,
         now: Callable[[], float],
@@ -55,6 +57,7 @@ class Commands:
         self._dispatchers = dispatchers
         self._lookup = lookup
         self._filters = filters
+        self._has_filters = has_filters
         self._system = system
         self._log = log
         self._now = now
@@ -129,7 +132,7 @@ class Commands:
         return wire.Text(generation, text)
 
     async def _show_filters(self, request: wire.ShowFilters) -> wire.Answer:
-        rows = await self._filters.show()
+        rows = await self._filters.show() if self._has_filters() else []
         return wire.FilterRows(rows[request.after : request.after + wire.PAGE_FILTERS])
 
     async def _change(self, request: wire.Change) -> wire.Answer:
@@ -208,7 +211,7 @@ class Commands:
         return wire.Done() if await self._lookup.update_table(request.name) else wire.Failed()
 
     async def _restart_filter(self, request: wire.RestartFilter) -> wire.Answer:
-        if not await self._filters.restart(request.name):
+        if not self._has_filters() or not await self._filters.restart(request.name):
             return wire.Failed("no such filter")
         self._log.info(f"info: restart of filter {request.name} requested by smtpctl")
         return wire.Done()

@@ -129,6 +129,10 @@ class Generations:
         tables = (table for generation in self._all() for table in generation.config.tables.values())
         return any(table.kind is TableKind.DB and table.config == path for table in tables)
 
+    def has_processors(self) -> bool:
+        """Has any of them filters, or reports, that are programs?"""
+        return any(generation.config.procs for generation in self._all())
+
     def asks_pam(self, service: str) -> bool:
         """Does any of them ask this PAM service?"""
         listeners = (listener for generation in self._all() for listener in generation.config.listeners)

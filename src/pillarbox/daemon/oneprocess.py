@@ -6,6 +6,7 @@ import os
 import time
 
 from pillarbox.daemon import activation, launch
+from pillarbox.daemon.collector import spare_what_is_built
 from pillarbox.daemon.generations import Generations
 from pillarbox.daemon.members import LocalRole, Member
 from pillarbox.daemon.parent import DRAIN_DEADLINE, START_DEADLINE
@@ -55,6 +56,7 @@ async def run(first: Generation, settings: Settings, sockets: launch.Sockets, lo
         log.warn(str(error) or "could not start in time")
         return 1
     started.set()
+    spare_what_is_built()
     log.info("info: ready")
     activation.notify(os.environ, "READY=1")
     await stopping.wait()
@@ -111,7 +113,7 @@ def _reloader(
         return members
 
     retirement = Retirement(
-        generations=generations, members=lambda: members, expected=len(members), now=time.monotonic, log=log
+        generations=generations, members=lambda: members, expected=lambda: len(members), now=time.monotonic, log=log
     )
     parent.run("retirement", retirement.run())
     return Reloader(

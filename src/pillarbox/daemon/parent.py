@@ -21,6 +21,7 @@ import msgspec
 from pillarbox.daemon import activation, watchdog
 from pillarbox.daemon.channel import Channel, Message, sealed_memory
 from pillarbox.daemon.child import Child
+from pillarbox.daemon.collector import spare_what_is_built
 from pillarbox.daemon.generations import Generations, for_role
 from pillarbox.daemon.members import LocalRole, Member, RemoteRole
 from pillarbox.daemon.parentservices import ParentServices
@@ -71,7 +72,9 @@ class Parent:
         services.programs.hand = partial(self._hand_program, LOOKUP)
         services.filter_programs.hand = partial(self._hand_program, FILTER)
         self._accounts = accounts
-        self._names = [n for role in _ORDER for n in _processes(role, settings.dispatchers)]
+        # Filter takes memory, and does nothing where there are no processors: it starts with the first of them.
+        roles = [role for role in _ORDER if role != FILTER or generations.has_processors()]
+        self._names = [n for role in roles for n in _processes(role, settings.dispatchers)]
         self._children: dict[str, Child] = {}
         self._failures: dict[str, int] = {}
         self._stopping = False
@@ -90,6 +93,7 @@ class Parent:
             await self._stop_children()
             return 1
         await self._services.start()
+        spare_what_is_built()
         self._log.info("info: ready")
         activation.notify(os.environ, "READY=1")
         await self._stop_requested.wait()
@@ -175,7 +179,6 @@ class Parent:
 
     # -- for reloads
 
-    @property
     def expected(self) -> int:
         """How many members there are when none is being restarted: the roles, and what the parent does itself."""
         return len(self._names) + 1
@@ -186,7 +189,11 @@ class Parent:
         return [own, *(RemoteRole(child) for child in self._children.values() if not child.ended.is_set())]
 
     async def all_members(self) -> list[Member]:
-        """All of them, when they are ready; TempFail where that takes too long."""
+        """All of them, and whoever a proposed configuration needs, when they are ready; TempFail: it takes too long."""
+        if self._generations.has_processors() and FILTER not in self._names:
+            await self._start(FILTER, restarted=False)
+            self._names.append(FILTER)
+            self._spawn(self._expect_ready(self._children[FILTER]))
         for _ in range(int(GATHERING / 0.1)):
             if self._stopping:
                 raise TempFail("the server is ending")

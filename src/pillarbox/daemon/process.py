@@ -5,7 +5,6 @@ peers until the parent says `stop` or goes away.
 """
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ import msgspec
 from pillarbox.daemon import privileges
 from pillarbox.daemon.changes import CHANGES, Changes
 from pillarbox.daemon.channel import Channel, Message, read_memory, receive_message
+from pillarbox.daemon.collector import spare_what_is_built
 from pillarbox.daemon.peers import Peers
 from pillarbox.daemon.role import Role
 from pillarbox.daemon.roles import BUILDERS
@@ -26,7 +26,6 @@ from pillarbox.daemon.wiring import DISPATCHER
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log, stderr_log
 
-_YOUNG = 10_000  # objects between two collections; the default of 700 costs a twelfth of the messages a second
 _STOPPING = 40  # seconds for a role to end; the queue's store has 30
 
 
@@ -136,10 +135,7 @@ async def _serve(role: Role, peers: Peers, links: list[tuple[str, socket.socket]
     # Only now: what the channel brings about the same peers is newer.
     channel.start(receive, ended.set)
     await _until(role.start(), ended)
-    # What was built lives as long as the process: the collector need not walk it again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG)
+    spare_what_is_built()
     channel.send("ready")
     await ended.wait()
     signal.alarm(_STOPPING)  # whatever a thread waits for

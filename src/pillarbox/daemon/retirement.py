@@ -21,14 +21,14 @@ _FIRST, _LAST = 0.5, 10.0  # seconds between two rounds, doubled from one to the
 
 
 class Retirement:
-    """To be told when one is `replaced`. `members()`: the roles that are there, `expected` when none is missing."""
+    """To be told when one is `replaced`. `members()`: the roles that are there, `expected()` when none is missing."""
 
     def __init__(
         self,
         *,
         generations: Generations,
         members: Callable[[], list[Member]],
-        expected: int,
+        expected: Callable[[], int],
         now: Callable[[], float],
         log: Log,
     ) -> None:
@@ -63,7 +63,7 @@ class Retirement:
     async def look(self) -> None:
         """One round: forget what nobody uses, and whose time is over."""
         members = self._members()
-        used = await _all(m.in_use() for m in members) if len(members) == self._expected else None
+        used = await _all(m.in_use() for m in members) if len(members) == self._expected() else None
         now = self._now()
         excess = len(self._since) - len(self._retired) - OLD_MAX
         for number in list(self._since):

@@ -389,6 +389,7 @@ class _Dispatcher(BaseRole):
 
     async def drain(self) -> None:
         await asyncio.gather(self._server.drain(), self._outgoing.drain())
+        await self._processors.told()
 
 
 class _NewDoors:
@@ -418,12 +419,14 @@ class _Control(BaseRole):
 
         dispatchers = cast(list[Incoming], peers.proxies("incoming", DISPATCHER))
         self._listening: list[socket.socket] = []
+        self._has_processors = {g.number: bool(g.config.procs) for g in (boot.generation, *boot.older)}
         self._control = Control(
             commands=Commands(
                 queue=cast(QueueRole, peers.proxy("queue", QUEUE)),
                 dispatchers=dispatchers,
                 lookup=cast(LookupRole, peers.proxy("lookup", LOOKUP)),
                 filters=cast(Filters, peers.proxy("filters", FILTER)),
+                has_filters=lambda: any(self._has_processors.values()),
                 system=cast(System, peers.proxy("system", PARENT)),
                 log=log,
                 now=time.monotonic,
@@ -436,6 +439,15 @@ class _Control(BaseRole):
 
     def add_socket(self, address: str, listening: socket.socket) -> None:
         self._listening.append(listening)
+
+    async def prepare(self, generation: Generation, sockets: Mapping[str, socket.socket]) -> None:
+        self._has_processors[generation.number] = bool(generation.config.procs)
+
+    def abort(self, number: int) -> None:
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
+        self._has_processors.pop(number, None)
 
     async def start(self) -> None:
         for listening in self._listening:

@@ -188,6 +188,7 @@ class LogFiles:
             path = os.path.join(self._folder, f"events-{moment.strftime(_STAMP)}Z{self._suffix}")
             try:
                 self._file = _File(path, self._stream())
+                _sync_folder(self._folder)
                 break
             except FileExistsError:
                 moment += timedelta(microseconds=1)
@@ -196,6 +197,15 @@ class LogFiles:
                 os.unlink(os.path.join(self._folder, name))
         self._ends = (now // self._period + 1) * self._period if self._period else float("inf")
         return self._file
+
+
+def _sync_folder(folder: str) -> None:
+    """A crash of the machine is not to forget a file's name, either."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _moment(name: str) -> datetime:

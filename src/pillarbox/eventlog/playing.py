@@ -70,7 +70,7 @@ class Session:
 
     def send_away(self, ask: Ask, reply: str) -> list[Step]:
         """The server says this and hangs up: what happens instead of what was recorded."""
-        self.over = self.verdict.ended = True
+        self.over = True
         self.steps.clear()
         events = [("filter-response", self.response(_WORDS.get(ask.phase, ask.phase))), ("protocol-server", reply)]
         if ask.message:

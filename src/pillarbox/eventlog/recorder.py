@@ -4,6 +4,7 @@ One thread reads and nothing else, so the server never waits for a disk; the oth
 is a bounded backlog: what does not fit is dropped and counted, in the log and on standard error.
 """
 
+import contextlib
 import os
 import select
 import threading
@@ -19,6 +20,7 @@ _MAX_LINE = 1 << 20
 _MAX_HEAD = 1 << 16
 _PAUSE = 1.0  # seconds before the disk is tried again
 _QUIET = 60.0  # seconds between complaints
+_SLOW = "more came than could be written"
 _PATIENCE = 10.0  # seconds that the end waits for the disk
 
 
@@ -33,15 +35,16 @@ class Backlog:
         self.dropped = 0
         self.closed = False
 
-    def add(self, data: bytes) -> None:
-        """Keep these lines, or count them."""
+    def add(self, data: bytes) -> bool:
+        """Keep these lines, or, False, count them."""
         with self._changed:
             if self._size + len(data) > self._limit:
                 self.dropped += data.count(b"\n")
-                return
+                return False
             self._chunks.append(data)
             self._size += len(data)
             self._changed.notify()
+            return True
 
     def drop(self, count: int) -> None:
         """Count lines that nobody has."""
@@ -94,11 +97,12 @@ class Recorder:
         self._now = now
         self._monotonic = monotonic
         self._complain = complain
-        self._complained = float("-inf")
+        self._complained: dict[str, float] = {}  # when, by what it was about
         self._rest = b""
         self._cut = False  # what comes until the next line's end belongs to a line that was too long
         self._reason = ""
         self._rotate = False
+        self._untold = 0  # events that were dropped, which nobody has been told
         self._lost = 0  # when there was no time left to wait for the disk
         self._lost_to = ""
 
@@ -114,7 +118,7 @@ class Recorder:
         writer.start()
         data, self._rest = self._rest, b""
         self._take(data)
-        while data := _read(source):
+        while writer.is_alive() and (data := _read(source)):  # the writer only ends before us where it failed
             self._take(data)
         self._backlog.close()
         writer.join(_PATIENCE)
@@ -122,7 +126,9 @@ class Recorder:
             self._complain(f"events were lost at the end: the disk did not answer for {_PATIENCE:g} s")
         elif self._lost:
             self._complain(f"{self._lost} events were lost at the end: {self._lost_to}")
-        return 1 if writer.is_alive() or self._lost else 0
+        if self._untold:
+            self._complain(f"{self._untold} events were dropped")
+        return 1 if writer.is_alive() or self._lost or self._backlog.dropped else 0
 
     def _handshake(self, source: int, target: int) -> bool:
         """Read what the server says of itself, register; False: there was nothing to read."""
@@ -152,7 +158,8 @@ class Recorder:
             start = data.find(b"\n") + 1
             self._cut, data, end = False, data[start:], end - start
         if end:
-            self._backlog.add(self._rest + data[:end])
+            if not self._backlog.add(self._rest + data[:end]):
+                self._say("full", f"events are being dropped: {self._reason or _SLOW}")
             self._rest = b""
         if not self._cut:
             self._rest += data[end:]
@@ -178,7 +185,7 @@ class Recorder:
     def _append(self, data: bytes) -> None:
         """Write a batch; the disk's failure keeps it, to be tried again a second later."""
         missing = self._backlog.dropped
-        reason = self._reason or "more came than could be written"
+        reason = self._reason or _SLOW
         note = render_note(self._now(), missing, reason) + "\n" if missing else ""
         try:
             self._files.append(data + note.encode())
@@ -187,12 +194,14 @@ class Recorder:
             return
         if missing:
             self._backlog.drop(-missing)
-            self._say(f"{missing} events were dropped: {reason}")
+            self._untold += missing
+            if self._say("dropped", f"{self._untold} events were dropped: {reason}"):
+                self._untold = 0
         self._reason = ""
 
     def _failed(self, error: OSError, data: bytes) -> None:
         self._reason = error.strerror or str(error)
-        self._say(f"the event log cannot be written, events wait: {self._reason}")
+        self._say("disk", f"the event log cannot be written, events wait: {self._reason}")
         if self._backlog.closed:
             self._lost += data.count(b"\n")
             self._lost_to = self._reason
@@ -202,11 +211,14 @@ class Recorder:
             self._backlog.give_back(data)
         self._backlog.wait(_PAUSE)
 
-    def _say(self, text: str) -> None:
-        """A complaint, but not one after the other."""
-        if self._monotonic() - self._complained >= _QUIET:
-            self._complained = self._monotonic()
-            self._complain(text)
+    def _say(self, about: str, text: str) -> bool:
+        """A complaint, but not one after the other about the same; was it said?"""
+        now = self._monotonic()
+        if now - self._complained.get(about, float("-inf")) < _QUIET:
+            return False
+        self._complained[about] = now
+        self._complain(text)
+        return True
 
 
 def _ready(head: bytes) -> bool:
@@ -224,5 +236,6 @@ def _read(source: int) -> bytes:
 
 def write_soon(text: str) -> None:
     """A line on standard error, unless nobody reads there: that must not hold up anything."""
-    if select.select([], [2], [], 0)[1]:
-        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+    with contextlib.suppress(OSError):  # nobody does any more
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")

@@ -6,6 +6,7 @@ the filter sends the client away. The lines are those of the server itself (`fil
 """
 
 import asyncio
+import contextlib
 import itertools
 import re
 from collections import deque
@@ -129,11 +130,9 @@ class Replay:
         if oldest is not None:
             seconds = min(seconds, max(0.0, oldest + self._timeout - self._clock()))
         if not self._wake.is_set():
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
         self._wake.clear()
         self._give_up()
         await self._pump()
@@ -278,9 +277,10 @@ class Replay:
         self._answered(session, answer)
         session.decide(ask, answer)
         reply = ends_session(ask.phase, answer)
-        if reply is not None:
+        if reply is not None and answer != ask.then:  # where it was sent away then, what came of that is in the log
             self._held -= len(session.steps)
             self._add(session, session.send_away(ask, reply))
+        session.verdict.ended |= reply is not None
 
     def _answered(self, session: Session, answer: str) -> None:
         """The question is settled, "" where nothing came that counts: what waited goes on."""

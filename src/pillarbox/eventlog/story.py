@@ -23,10 +23,8 @@ _PHASES = {
     "RSET": Phase.RSET,
     "QUIT": Phase.QUIT,
     "NOOP": Phase.NOOP,
-    "HELP": Phase.HELP,
-    "WIZ": Phase.WIZ,
     ".": Phase.COMMIT,
-}
+}  # nobody is asked about HELP and WIZ, though they may be registered
 _RESPONSES = {"connected": Phase.CONNECT, "tls": Phase.STARTTLS}  # phases that filter-response calls otherwise
 # Said of commands that are no good as they stand, or not now, before a filter hears of them.
 _FORMAL = ("500", "501", "502", "503", "504", "530", "538", "553", "555")
@@ -75,8 +73,9 @@ class Story:
     def __init__(self) -> None:
         self.known = Known()
         self._held: list[Report] = []  # the command's event, and what came since
-        self._ask: Ask | None = None  # what is asked of it, if anything
+        self._asks: list[Ask] = []  # what is asked of it, if anything is
         self._filtered: bool | None = None  # are there answers of filters in this log?
+        self._chunks = False  # of a message have begun (BDAT)
 
     def feed(self, report: Report) -> list[Step]:
         """The next steps that are certain."""
@@ -90,26 +89,39 @@ class Story:
         self._held.append(report)
         if report.event == "protocol-server":
             return self._replied(report)
-        if self._ask is None or report.event == "link-disconnect" or len(self._held) > HELD:
-            return self._release()
+        if not self._asks or report.event == "link-disconnect" or len(self._held) > HELD:
+            return self.end()
         return []
 
     def end(self) -> list[Step]:
-        """What was held when the log ended."""
-        return self._release()
+        """What is held, without a question."""
+        self._asks = []
+        held, self._held = self._held, []
+        return [*held]
 
     def _begin(self, report: Report) -> list[Step]:
-        before = self._release()
+        before = self.end()
         self._held = [report]
-        self._ask = self._question(report)
-        return before if self._ask is not None else [*before, *self._release()]
+        self._asks = self._questions(report)
+        return before if self._asks else [*before, *self.end()]
 
-    def _question(self, report: Report) -> Ask | None:
+    def _questions(self, report: Report) -> list[Ask]:
         if report.event == "link-connect":
-            return Ask(Phase.CONNECT, f"{self.known.rdns}|{self.known.address}", report.time, "")
+            return [self._question(Phase.CONNECT, f"{self.known.rdns}|{self.known.address}", report)]
         verb, _, argument = report.text.partition(" ")
+        if verb.upper() == "BDAT":
+            return [self._question(phase, "", report) for phase in self._chunk(argument)]
         phase = _PHASES.get(verb.upper())
-        return None if phase is None else Ask(phase, _param(phase, argument), report.time, self.known.message)
+        return [] if phase is None else [self._question(phase, _param(phase, argument), report)]
+
+    def _question(self, phase: Phase, param: str, report: Report) -> Ask:
+        return Ask(phase, param, report.time, self.known.message)
+
+    def _chunk(self, argument: str) -> list[Phase]:
+        """Of a message that comes in chunks the first is like DATA, the last like the final dot."""
+        first, self._chunks = not self._chunks, True
+        last = argument.upper().endswith(" LAST")
+        return [*([Phase.DATA] if first else []), *([Phase.COMMIT] if last else [])]
 
     def _answered(self, report: Report) -> list[Step]:
         """Filters answered: it was asked, whatever we thought."""
@@ -118,37 +130,32 @@ class Story:
         try:
             phase = _RESPONSES.get(word) or Phase(word)
         except ValueError:
-            return [*self._release(), report]
-        ask = self._ask
-        param, time = (ask.param, ask.time) if ask is not None and ask.phase == phase else ("", report.time)
-        self._ask = None
+            return [*self.end(), report]
+        ask = next((ask for ask in self._asks if ask.phase is phase), None) or self._question(phase, "", report)
+        self._asks = [other for other in self._asks if other.phase is not phase]
         held, self._held = self._held, []
-        return [*self._asked(held, Ask(phase, param, time, self.known.message, then)), report]
+        return [*self._asked(held, [replace(ask, then=then)]), report]
 
     def _replied(self, report: Report) -> list[Step]:
         """The reply is here and no filter's answer: is there none in this log, or was nothing asked?"""
-        ask, self._ask = self._ask, None
+        asks, self._asks = self._asks, []
         held, self._held = self._held, []
-        if ask is None:
-            return [*held]
-        if self._filtered is None:
+        if asks and self._filtered is None:
             self._filtered = False
         if self._filtered or report.text.startswith(_FORMAL):
             return [*held]
-        return self._asked(held, ask)
+        return self._asked(held, asks)
 
-    def _asked(self, held: list[Report], ask: Ask) -> list[Step]:
-        """The command's event, the question, what came of it. The lines of a message come before its end."""
-        if ask.phase is Phase.COMMIT:
-            known = replace(self.known, rcpts=[*self.known.rcpts])
-            return [Message(ask.time, known), *held[:1], ask, *held[1:]]
-        return [*held[:1], ask, *held[1:]]
-
-    def _release(self) -> list[Step]:
-        """The events that are held, without a question."""
-        self._ask = None
-        held, self._held = self._held, []
-        return [*held]
+    def _asked(self, held: list[Report], asks: list[Ask]) -> list[Step]:
+        """The command's event, the questions, what came of it. The lines of a message come before its final dot."""
+        steps: list[Step] = [*held[:1]]
+        dot = bool(held) and held[0].text == "."
+        for ask in asks:
+            if ask.phase is Phase.COMMIT:
+                message = Message(ask.time, replace(self.known, rcpts=[*self.known.rcpts]))
+                steps.insert(0 if dot else len(steps), message)
+            steps.append(ask)
+        return [*steps, *held[1:]]
 
     def _learn(self, report: Report) -> None:
         known, event = self.known, report.event
@@ -164,7 +171,7 @@ class Story:
         elif event == "tx-rcpt" and values.get("result") == "ok":
             known.rcpts.append(values.get("address", ""))
         elif event in ("tx-reset", "link-disconnect"):
-            known.message = ""
+            known.message, self._chunks = "", False
 
 
 def _param(phase: Phase, argument: str) -> str:

@@ -26,8 +26,7 @@ class _Ask:
     def __init__(self, phase: str) -> None:
         self.phase = phase
         self.since: float | None = None
-        self.done = False
-        self.ended = False
+        self.done = self.ended = False
         self.told = 0  # bytes of a message
         self.made = 0
 

@@ -1,8 +1,9 @@
 """What one processor is told by this process, in order, and what it owes to sessions.
 
-Items of one turn of the loop go in one `Filters.tell`. Memory is bounded: above `ROOM` sessions wait before they ask
-or go on with a message, and events for a processor that does nothing but listen are dropped; above `MOST` everything
-is. A life of the processor that ends takes with it what was meant for it: questions fail at once.
+Items of one turn of the loop go in one `Filters.tell`; events alone wait a moment for others, since a call costs as
+much as ten of them. Memory is bounded: above `ROOM` sessions wait before they ask or go on with a message, and events
+for a processor that does nothing but listen are dropped; above `MOST` all events are. A life of the processor that ends
+takes with it what was meant for it: questions fail at once.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ MOST = 16 * ROOM  # above which no event is kept
 LINES_MOST = 128 * ROOM  # above which no message is
 BATCH = 256 * 1024  # bytes of one `tell`
 IN_FLIGHT = 2
+MOMENT = 0.005  # seconds for which events wait for each other
 _ITEM = 100  # bytes of an item beside its text
 
 Key = tuple[int, int]  # session, token
@@ -67,7 +69,8 @@ class Outbox:
         self._items: deque[Told] = deque()
         self._size = 0  # bytes of what is not told yet, or on its way
         self._in_flight = 0
-        self._scheduled = False
+        self._scheduled: asyncio.Handle | None = None
+        self._urgent = False  # it is for this turn of the loop
         self._waiting: dict[Key, asyncio.Future[Result]] = {}
         self._flows: dict[Key, Flow] = {}
         self._dropped = 0  # events
@@ -92,13 +95,15 @@ class Outbox:
 
     def report(self, report: Report) -> None:
         """An event that it registered. A listener in the sense of `Reports`."""
-        if not self.processor.life:
+        if self.processor.life and self._size <= ROOM:
+            self._add(report, len(report.text), urgent=False)
+        elif not self.processor.life:
             if not report.event.startswith("link-"):  # a session introduces itself to the next life
                 self._dropped += 1
-        elif self._size > MOST or (self.full and not self.processor.phases):
+        elif self._size > MOST or not self.processor.phases:
             self._drop(1)
         else:
-            self._add(report, len(report.text))
+            self._add(report, len(report.text), urgent=False)
 
     async def ask(self, phase: str, session: int, token: int, param: str) -> Result:
         """The answer to a question. Raises Unanswered: it may still come, so the token must not serve again."""
@@ -186,20 +191,28 @@ class Outbox:
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
-    def _add(self, item: Told, size: int) -> None:
+    def _add(self, item: Told, size: int, *, urgent: bool = True) -> None:
         self._items.append(item)
         self._size += size + _ITEM
         if self._size > ROOM:
             self._room.clear()
-        self._schedule()
+        urgent = urgent or self._size > BATCH
+        if self._scheduled is None or (urgent and not self._urgent):
+            self._schedule(urgent=urgent)
 
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+    def _schedule(self, *, urgent: bool = True) -> None:
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        self._urgent = urgent
+        self._scheduled = self._loop.call_soon(self._flush) if urgent else self._loop.call_later(MOMENT, self._flush)
+
+    async def told(self) -> None:
+        """Return when it was told everything there is."""
+        while self._items or self._in_flight:  # noqa: ASYNC110 - at the end of a process, once
+            await asyncio.sleep(MOMENT)
 
     def _flush(self) -> None:
-        self._scheduled = False
+        self._scheduled = None
         while self._items and self._in_flight < IN_FLIGHT:
             batch, size = [], 0
             while self._items and size < BATCH:

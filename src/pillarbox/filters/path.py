@@ -58,8 +58,14 @@ class Path:
         return [n for n in self.unknown() if not (n in self._boxes and self._boxes[n].processor.fail_open)]
 
     def unknown(self) -> list[str]:
-        """The processors of filters that have not said yet what they want to be asked."""
-        return [name for name in self._asked if not (name in self._boxes and self._boxes[name].processor.known)]
+        """The processors of filters that have not said yet what they want to be asked, and are waited for.
+
+        One that has failed when it was first started is not, where sessions may go on without it.
+        """
+        return [name for name in self._asked if self._is_awaited(self._boxes.get(name))]
+
+    def _is_awaited(self, box: Outbox | None) -> bool:
+        return box is None or not (box.processor.known or box.processor.fail_open)
 
     def boxes_asked(self) -> list[Outbox]:
         """The processors of its filters."""

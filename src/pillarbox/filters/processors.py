@@ -19,6 +19,7 @@ from pillarbox.roles.filters import Answer, Filters, Processor, Said
 
 PATIENCE = 30.0  # seconds for processors to register, before sessions that need them are turned away
 HOLD_UP = 5.0  # seconds for which answers are not taken while a message has no room for what it got
+LAST_WORDS = 1.0  # seconds for processors to be told the rest when the process ends
 AGAIN = 0.2  # seconds until the filter role is asked again
 
 
@@ -86,6 +87,13 @@ class Processors:
         boxes, self._boxes = self._boxes, {}
         for box in boxes.values():
             box.change(_ended(box.processor, "the filter role was restarted"))
+
+    async def told(self) -> None:
+        """The process ends: wait a moment until processors were told what was said so far."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                for box in list(self._boxes.values()):
+                    await box.told()
 
     async def _join(self, generation: _Generation, role: int) -> None:
         while role == self._role and self._generations.get(generation.config.generation) is generation:

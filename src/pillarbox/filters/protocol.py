@@ -45,7 +45,8 @@ _ALONE = frozenset((Decision.PROCEED, Decision.JUNK))  # decisions without a par
 _ONE_LINE = str.maketrans({"\n": " ", "\r": " ", "\0": " "})
 _ID = rb"([0-9A-Fa-f]{1,16})"
 _RESULT = re.compile(rb"filter-result\|" + _ID + rb"\|" + _ID + rb"\|([a-z]*)(?:\|(.*))?", re.DOTALL)
-_DATALINE = re.compile(rb"filter-dataline\|" + _ID + rb"\|" + _ID + rb"\|")
+# Lines of one message next to each other, whatever is in them; possessive, so that nothing is kept of each.
+_RUN = re.compile(rb"(filter-dataline\|" + _ID + rb"\|" + _ID + rb"\|)(.*+\n(?:\1.*+\n)*+)")
 _SAID = re.compile(rb"report\|([0-9]{1,12}\.[0-9]{6})\|smtp-in\|" + _ID + rb"\|(.*)", re.DOTALL)
 _SHOWN = 100  # bytes of a line that the log gets
 
@@ -166,10 +167,9 @@ class FilterProtocol:
         """Whole lines. Of a run of message lines none is looked at on its own."""
         at = 0
         while at < len(block):
-            if self.ready and (head := _DATALINE.match(block, at)):
-                end = _end_of_run(block, at, head[0])
-                yield self._output(head, block[head.end() : end])
-                at = end
+            if self.ready and (run := _RUN.match(block, at)):
+                yield self._output(run)
+                at = run.end()
                 continue
             end = block.index(b"\n", at)
             answer = self._line(block[at:end].removesuffix(b"\r"))
@@ -177,13 +177,13 @@ class FilterProtocol:
                 yield answer
             at = end + 1
 
-    def _output(self, head: re.Match[bytes], run: bytes) -> Output:
-        session, token = self._ids(head)
-        data, last = _message(run.replace(b"\n" + head[0], b"\n"))
+    def _output(self, run: re.Match[bytes]) -> Output:
+        session, token = self._ids(run[2], run[3])
+        data, last = _message(run[4].replace(b"\n" + run[1], b"\n"))
         return Output(session, token, data, last)
 
-    def _ids(self, match: re.Match[bytes]) -> tuple[int, int]:
-        first, second = int(match[1], 16), int(match[2], 16)
+    def _ids(self, one: bytes, other: bytes) -> tuple[int, int]:
+        first, second = int(one, 16), int(other, 16)
         return (second, first) if self._token_first else (first, second)
 
     def _line(self, line: bytes) -> Answer | Heard | None:
@@ -198,7 +198,7 @@ class FilterProtocol:
         raise Violation(f"wrote a line that is none: {_shown(line)}")
 
     def _result(self, match: re.Match[bytes], line: bytes) -> Result:
-        session, token = self._ids(match)
+        session, token = self._ids(match[1], match[2])
         try:
             decision = Decision(match[3].decode("ascii"))
         except ValueError:
@@ -229,14 +229,6 @@ def _chosen(name: str, known: Sequence[str], subsystem: str, line: bytes) -> set
         raise Violation(f"registers what there is not: {_shown(line)}")
     chosen = set(known) if name == "*" else {name}
     return {f"{subsystem} {event}" for event in chosen} if subsystem else {str(phase) for phase in chosen}
-
-
-def _end_of_run(block: bytes, at: int, head: bytes) -> int:
-    """Where the lines end that begin with this."""
-    end = block.index(b"\n", at) + 1
-    while block.startswith(head, end):
-        end = block.index(b"\n", end) + 1
-    return end
 
 
 def _message(lines: bytes) -> tuple[bytes, bool]:

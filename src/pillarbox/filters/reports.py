@@ -41,15 +41,14 @@ class Reports:
     def _tell(self, event: str, text: str) -> None:
         listeners = self._listeners.get(event)
         if listeners:
-            self._pass(listeners, Report(self._subsystem, event, self._session, self._now(), one_line(text)))
+            report = Report(self._subsystem, event, self._session, self._now(), one_line(text))
+            for listener in listeners:
+                listener(report)
 
     def _tell_link(self, event: str, text: str) -> None:
         report = Report(self._subsystem, event, self._session, self._now(), one_line(text))
         self._introduction.append(report)
-        self._pass(self._listeners.get(event, ()), report)
-
-    def _pass(self, listeners: Listeners, report: Report) -> None:
-        for listener in listeners:
+        for listener in self._listeners.get(event, ()):
             listener(report)
 
     def link_connect(self, rdns: str, fcrdns: str, src: str, dest: str) -> None:

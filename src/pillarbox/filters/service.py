@@ -49,6 +49,7 @@ class FilterService:
         # Another number after a start anew of this role: what was told to a life before that reaches none of now.
         self._lives = itertools.count(int(now() * 1000))
         self._running: dict[Use, Supervised] = {}
+        self._by_number: dict[int, Supervised] = {}
         self._generations: dict[int, list[Use]] = {}
         self._made: dict[int, dict[str, str]] = {}  # of each generation: which processor a filter is made of
         self._added = asyncio.Condition()
@@ -85,6 +86,8 @@ class FilterService:
         self._made.pop(number, None)
         kept = set(itertools.chain(*self._generations.values()))
         ended = [self._running.pop(use) for use in dropped if use not in kept and use in self._running]
+        for supervised in ended:
+            del self._by_number[supervised.number]
         await asyncio.gather(*(supervised.close() for supervised in ended))
 
     async def close(self) -> None:
@@ -108,6 +111,7 @@ class FilterService:
             log=self._log,
             patience=self._patience,
         )
+        self._by_number[number] = supervised
         supervised.open()
         return supervised
 
@@ -183,7 +187,7 @@ class FilterService:
 
     async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
         """See `Filters`."""
-        supervised = next((s for s in self._running.values() if s.number == number), None)
+        supervised = self._by_number.get(number)
         if supervised is None:
             raise TempFail("there is no such filter any more")
         await supervised.link_of(life).tell(teller, items)

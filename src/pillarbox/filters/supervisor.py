@@ -91,6 +91,7 @@ class Supervised:
         self._events: frozenset[str] = frozenset()
         self._why = "it is being started"
         self._again = asyncio.Event()  # do not wait any longer before starting it
+        self._wanted = False  # it ends because somebody said `restart`
         self._settled = asyncio.Event()  # it has registered once, or failed
         self._task: asyncio.Task[None] | None = None
 
@@ -163,8 +164,10 @@ class Supervised:
     def restart(self) -> None:
         """End it, and start it at once; its deaths are forgotten."""
         self._deaths.clear()
-        self._again.set()
-        if self.link is not None:
+        if self.link is None:
+            self._again.set()  # where it is being started, that is it
+        else:
+            self._wanted = True
             self.link.end("is restarted", politely=True)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
@@ -178,7 +181,7 @@ class Supervised:
             self._set(State.STARTING, "it is being started")
             self._again.clear()
             reason = await self._run()
-            wanted = self._again.is_set()
+            wanted, self._wanted = self._wanted, False
             self._settled.set()
             self._set(State.WAITING, reason)
             # One that has ended by itself has a moment to do so, so that the log can say how.

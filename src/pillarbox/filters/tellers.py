@@ -4,6 +4,7 @@ What they have not taken is bounded: a processor whose answers are too many is n
 """
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -92,7 +93,7 @@ class Teller:
     async def _say(self, what: "_Answers | Sequence[Processor]") -> None:
         try:
             if isinstance(what, _Answers):
-                await self._filtered.answered(what.number, what.life, what.answers)
+                await self._filtered.answered(what.number, what.life, _joined(what.answers))
             else:
                 await self._filtered.changed(list(what))
         except PillarboxError as error:  # it is gone, and its sessions are; or it gives up by its own deadlines
@@ -106,3 +107,20 @@ class Teller:
             held, self._held = self._held, set()
             for source in held:
                 source.let_go()
+
+
+def _joined(answers: list[Answer]) -> list[Answer]:
+    """The same, what follows each other of one message in one piece: many processors write a line at a time."""
+    found: list[Answer] = []
+    for (session, token), run in itertools.groupby(answers, _message):
+        pieces = list(run)
+        if token and len(pieces) > 1:
+            outputs = [piece for piece in pieces if isinstance(piece, Output)]
+            pieces = [Output(session, token, b"".join(o.data for o in outputs), outputs[-1].last)]
+        found += pieces
+    return found
+
+
+def _message(answer: Answer) -> tuple[int, int]:
+    """Which message it is some of; token 0: of none."""
+    return (answer.session, answer.token) if isinstance(answer, Output) else (answer.session, 0)

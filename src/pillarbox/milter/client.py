@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pillarbox.milter import wire
-from pillarbox.milter.wire import Options, Packets, ProtocolError
+from pillarbox.milter.wire import Command, Options, Packets, ProtocolError
 
 _READ = 1 << 16
 _PORT_AT_HOST = re.compile(r"([0-9]{1,5})(?:@(.+))?")
@@ -68,7 +68,10 @@ class Deadlines:
 
 
 class Connection:
-    """Bytes to and from a milter. Whatever goes wrong is a MilterError, after which it can only be closed."""
+    """Bytes to and from a milter. Whatever goes wrong is a MilterError, after which it can only be closed.
+
+    `idle`: nobody would miss it now.
+    """
 
     def __init__(
         self,
@@ -76,17 +79,19 @@ class Connection:
         writer: asyncio.StreamWriter,
         *,
         limit: int,
-        closed: Callable[[], None],
+        closed: Callable[[], object],
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._packets = Packets(limit=limit)
         self._ready: deque[tuple[bytes, bytes]] = deque()
-        self._closed: Callable[[], None] | None = closed
+        self._closed: Callable[[], object] | None = closed
+        self.idle = False
 
     def send(self, data: bytes) -> None:
         """Say something; nothing is waited for."""
-        self._writer.write(data)
+        if self._closed is not None:
+            self._writer.write(data)
 
     async def drained(self, seconds: float) -> None:
         """Wait until the milter has taken most of what was said. Raises MilterError."""
@@ -106,9 +111,15 @@ class Connection:
         return self._ready.popleft()
 
     @property
+    def unasked(self) -> bool:
+        """Did the milter say more than it was asked? What it says next would be taken for another answer."""
+        return bool(self._ready) or self._packets.partial
+
+    @property
     def usable(self) -> bool:
-        """Is the milter still there?"""
-        return self._closed is not None and not (self._reader.at_eof() or self._writer.is_closing())
+        """Is the milter still there, and waiting?"""
+        over = self._closed is None or self._reader.at_eof() or self._writer.is_closing()
+        return not over and not self.unasked
 
     def close(self) -> None:
         """End it. What the milter has not taken by now is not kept for it."""
@@ -122,26 +133,30 @@ class Connection:
 
 
 class Milter:
-    """One milter. `most`: connections at a time; `limit`: bytes of a packet that is taken."""
+    """One milter. `most`: connections at a time; `limit`: bytes of a packet that is taken.
+
+    When there are so many, the oldest that is idle is ended for a new one: clients that do nothing keep nobody out.
+    """
 
     def __init__(self, *, address: Address, deadlines: Deadlines, most: int, limit: int) -> None:
         self._address = address
         self.deadlines = deadlines
         self._most = most
         self._limit = limit
-        self._open = 0
+        self._coming = 0  # connections on their way
+        self._open: dict[Connection, None] = {}
 
     async def connect(self) -> tuple[Connection, Options]:
         """A connection, and what was agreed on. Raises MilterError."""
-        if self._open >= self._most:
-            raise MilterError(f"{self._most} connections are open already")
-        self._open += 1
+        if self._coming + len(self._open) >= self._most:
+            self._spare()
+        self._coming += 1
         try:
             reader, writer = await self._streams()
-        except BaseException:
-            self._free()
-            raise
-        connection = Connection(reader, writer, limit=self._limit, closed=self._free)
+        finally:
+            self._coming -= 1
+        connection = Connection(reader, writer, limit=self._limit, closed=lambda: self._open.pop(connection))
+        self._open[connection] = None
         try:
             connection.send(wire.negotiate())
             letter, payload = await connection.packet(self.deadlines.command)
@@ -151,8 +166,12 @@ class Milter:
             connection.close()
             raise
 
-    def _free(self) -> None:
-        self._open -= 1
+    def _spare(self) -> None:
+        idle = next((connection for connection in self._open if connection.idle), None)
+        if idle is None:
+            raise MilterError(f"{self._most} messages are on their way already")
+        idle.send(wire.packet(Command.QUIT))
+        idle.close()
 
     async def _streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         address = self._address

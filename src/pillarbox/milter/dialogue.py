@@ -14,7 +14,7 @@ from pillarbox.milter.client import Connection, Deadlines, MilterError
 from pillarbox.milter.envelope import EnvelopeChange
 from pillarbox.milter.facts import Facts
 from pillarbox.milter.macros import Macros
-from pillarbox.milter.message import Message
+from pillarbox.milter.message import HEADER_LIMIT, Message
 from pillarbox.milter.replies import parse_text
 from pillarbox.milter.wire import (
     SILENT,
@@ -37,8 +37,6 @@ from pillarbox.milter.wire import (
     Stage,
     Step,
 )
-
-_CHANGES = 1 << 20  # of one message; a milter that never ends is broken
 
 
 class Outcome(Enum):
@@ -111,7 +109,7 @@ class Dialogue:
         self._facts = facts
         self._deadlines = deadlines
         self._now = now
-        self._in_message = False
+        self._in_message = self._in_data = False
         self._skipped: set[Command] = set()
         self.settled: Verdict | None = None
         self.changes: list[EnvelopeChange] = []
@@ -125,6 +123,10 @@ class Dialogue:
     def wants_refused(self) -> bool:
         """Does the milter ask for recipients that the server refused?"""
         return bool(self._options.steps & Step.REJECTED_RCPT)
+
+    def rest(self) -> None:
+        """Nothing is asked any more: between two messages, the milter could do without us."""
+        self._connection.idle = not self._in_message
 
     async def connect(self) -> Verdict:
         """The client is there."""
@@ -142,18 +144,24 @@ class Dialogue:
     async def mail(self, sender: str, parameters: tuple[str, ...]) -> Verdict:
         """A message begins."""
         self.abort()
-        self._in_message = True
+        self._in_message, self._in_data = True, False
+        self._connection.idle = False
         self._skipped.clear()
         self.changes = []
         return await self._ask(Command.MAIL, _packet(Command.MAIL, f"<{sender}>", *parameters))
 
     async def rcpt(self, address: str, parameters: tuple[str, ...], values: Mapping[str, str] | None = None) -> Verdict:
         """A recipient. `values`: its macros, where the server refused it."""
+        if self._in_data:
+            return TEMPFAIL  # DATA was refused by somebody else, and a milter takes no recipients after it
         more = macros.recipient(address) if values is None else values
         return await self._ask(Command.RCPT, _packet(Command.RCPT, f"<{address}>", *parameters), more)
 
     async def data(self) -> Verdict:
-        """DATA."""
+        """DATA, told once: that it was refused by somebody else, and came again, is nothing to a milter."""
+        if self._in_data:
+            return CONTINUE
+        self._in_data = True
         return await self._ask(Command.DATA, wire.packet(Command.DATA))
 
     async def message(self, message: Message) -> Verdict:
@@ -161,7 +169,7 @@ class Dialogue:
         verdict = await self._content(message)
         if verdict.outcome is Outcome.CONTINUE:
             self._say_macros(Command.END_OF_MESSAGE)
-            self._connection.send(wire.packet(Command.END_OF_MESSAGE))
+            self._tell(wire.packet(Command.END_OF_MESSAGE))
             verdict = await self._answered(Command.END_OF_MESSAGE, message)
             self._in_message = False
         return verdict
@@ -187,6 +195,7 @@ class Dialogue:
         if self._in_message:
             self._connection.send(wire.packet(Command.ABORT))
             self._in_message = False
+        self.rest()
 
     def quit(self) -> None:
         """The session is over, or the milter need not hear more of it."""
@@ -207,11 +216,17 @@ class Dialogue:
         self._say_macros(command, more)
         if self._options.steps & UNWANTED[command]:
             return CONTINUE
-        self._connection.send(packet)
+        self._tell(packet)
         if self._options.steps & SILENT[command]:
             await self._connection.drained(self._deadlines.command)
             return CONTINUE
         return await self._answered(command)
+
+    def _tell(self, packet: bytes) -> None:
+        if self._connection.unasked:
+            raise MilterError("it said more than it was asked")
+        self._connection.idle = False
+        self._connection.send(packet)
 
     def _say_macros(self, command: Command, more: Mapping[str, str] | None = None) -> None:
         """Also where the command is not wanted: a milter may look at them later."""
@@ -246,7 +261,8 @@ class Dialogue:
     async def _decision(self, command: Command, message: Message | None) -> Decision:
         """The answer; on the way to it, changes of the message are made. Each sign of life extends the deadline."""
         seconds = self._deadlines.command if message is None else self._deadlines.message
-        for _ in range(_CHANGES):
+        size = 0
+        while True:
             letter, payload = await self._connection.packet(seconds)
             try:
                 reply = wire.parse_reply(letter, payload)
@@ -255,10 +271,13 @@ class Dialogue:
             if not isinstance(reply, Decision):
                 if message is None:
                     raise MilterError(f"{type(reply).__name__} in answer to {command.name}")
+                if not isinstance(reply, ReplaceBody):
+                    size += len(payload)
+                if size > HEADER_LIMIT:
+                    raise MilterError(f"changes of more than {HEADER_LIMIT} bytes")
                 self._change(message, reply)
             elif reply.answer is not Answer.PROGRESS:
                 return reply
-        raise MilterError("it never comes to an end")
 
     def _change(self, message: Message, change: Change) -> None:
         match change:

@@ -1,12 +1,14 @@
 """A message on its way through the bridge: kept while its lines come, shown to the milter, changed, given back."""
 
+import os
 import tempfile
 from collections.abc import Iterator
+from io import FileIO
 
 from pillarbox.milter.headers import Header, parse_header
 from pillarbox.milter.wire import CHUNK
 
-MEMORY = 1 << 20  # bytes of a message that need no file
+MEMORY = 256 << 10  # bytes of a message that need no file
 JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
 HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
 
@@ -16,25 +18,42 @@ class TooBig(Exception):
 
 
 class Spool:
-    """Bytes that are written once, and read from the start; beyond MEMORY they are in a file without a name."""
+    """Bytes that are written once, and read from the start; beyond MEMORY they are in a file without a name.
+
+    What does not fit is kept in memory all the same: who is told so can give it back whole.
+    """
 
     def __init__(self, *, limit: int) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY)  # noqa: SIM115 - closed by close()
         self._limit = limit
+        self._file: FileIO | None = None
+        self._filed = 0  # bytes in the file
+        self._rest = bytearray()  # those behind them
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Raises TooBig, and OSError where the disk is full; then what was written before is still there."""
-        if self.size + len(data) > self._limit:
-            raise TooBig(f"more than {self._limit} bytes")
-        self._file.write(data)
+        """Raises TooBig, and OSError where the disk is full."""
+        self._rest += data
         self.size += len(data)
+        if self.size > self._limit:
+            raise TooBig(f"more than {self._limit} bytes")
+        if len(self._rest) > (MEMORY if self._file is None else CHUNK):
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
+        while self._rest:
+            written = os.pwrite(self._file.fileno(), self._rest, self._filed)
+            del self._rest[:written]
+            self._filed += written
 
     def chunks(self, start: int = 0, size: int = CHUNK) -> Iterator[bytes]:
         """All of it from `start`, in pieces. Raises OSError."""
         while start < self.size:
-            self._file.seek(start)
-            piece = self._file.read(min(size, self.size - start))
+            if start >= self._filed or self._file is None:
+                piece = bytes(self._rest[start - self._filed :][:size])
+            else:
+                piece = os.pread(self._file.fileno(), min(size, self._filed - start), start)
             if not piece:
                 raise OSError("a temporary file lost its end")
             start += len(piece)
@@ -52,7 +71,8 @@ class Spool:
 
     def close(self) -> None:
         """Give it up."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Message:
@@ -69,7 +89,7 @@ class Message:
         self.header = Header([])
 
     def append(self, line: bytes) -> None:
-        """A line without its end, dots not stuffed. Raises TooBig, OSError."""
+        """A line without its end, dots not stuffed. Raises TooBig and OSError, and has it all the same."""
         self._spool.write(line + b"\r\n")
 
     def parse(self, msgid: str) -> None:

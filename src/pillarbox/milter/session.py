@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Any
 
 from pillarbox.milter import macros
@@ -104,8 +103,8 @@ class Session:
 
     async def helo(self) -> Verdict:
         """HELO or EHLO."""
-        if self._session or not self._dialogue:
-            return self._session or CONTINUE
+        if self._session or not (self._dialogue and self._dialogue.usable):
+            return self._session or CONTINUE  # it hears of it with the next message
         verdict = await self._asked(self._dialogue.helo())
         return CONTINUE if verdict is None else self._of_the_session(verdict)
 
@@ -163,7 +162,7 @@ class Session:
         else:
             return ()
         # Nothing is left out, although it is refused in the end: the server counts on getting what it gave.
-        return chain(self._given(self._message, changed=False), (line,))
+        return self._given(self._message, changed=False)
 
     async def end(self) -> Iterable[bytes]:
         """The message is whole: the lines that it has become."""
@@ -171,10 +170,9 @@ class Session:
         if (message := self._message) is None:
             return ()
         verdict = await self._asked(self._content(message))
-        unchanged = verdict is None or verdict.outcome is Outcome.REFUSE
-        self._keep(verdict)
+        kept = self._keep(verdict)
         message.junk = message.junk or self._junk
-        return self._given(message, changed=not unchanged)
+        return self._given(message, changed=verdict is not None and kept.outcome in (Outcome.CONTINUE, Outcome.ACCEPT))
 
     def commit(self) -> Verdict:
         """May the message be accepted?"""
@@ -217,6 +215,8 @@ class Session:
             self._failed(f"no answer within {self._policy.answer:g} s")
         else:
             self._trouble.answered()
+            if self._dialogue:
+                self._dialogue.rest()
             return verdict
         return None
 

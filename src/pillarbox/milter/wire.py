@@ -37,7 +37,6 @@ class Command(Enum):
     END_OF_MESSAGE = b"E"
     ABORT = b"A"
     QUIT = b"Q"
-    QUIT_NEW_CONNECTION = b"K"
 
 
 class Answer(Enum):
@@ -227,6 +226,11 @@ class Packets:
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._rest = bytearray()
+
+    @property
+    def partial(self) -> bool:
+        """Has a packet begun?"""
+        return bool(self._rest)
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Each whole packet: its letter, its fields. Raises ProtocolError on a length that cannot be."""

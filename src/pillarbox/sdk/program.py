@@ -2,9 +2,14 @@
 
 import asyncio
 import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, NoReturn
+
+_GRACE = 5.0  # seconds for threads that still do something
 
 
 def run(
@@ -30,6 +35,19 @@ def run(
         status = 130
     except* Exception as fault:  # whatever an author's `start` raised
         log.error("the program failed", exc_info=fault)
+    _leave(status, log)
+
+
+def _leave(status: int, log: logging.Logger) -> NoReturn:
+    """Exit; threads that an author's function hangs in do not keep us."""
+    end = time.monotonic() + _GRACE
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0, end - time.monotonic()))
+            if thread.is_alive():
+                log.warning("thread %s does not end", thread.name)
+                logging.shutdown()
+                os._exit(status)
     sys.exit(status)
 
 

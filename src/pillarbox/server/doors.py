@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pillarbox.conf.model import Config, Listener
 from pillarbox.log import Log
 
-ACCEPT_BATCH = 32  # connections taken before running sessions get their turn
+ACCEPT_BATCH = 8  # connections taken before running sessions get their turn: two or three milliseconds
 RETRY_ACCEPT = 1.0  # seconds, when the process has no descriptors left
 LAST_CALL = 1.0  # seconds in which handshakes that have begun come to their end at a socket that is let go
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -376,6 +376,8 @@ class Session(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         """Looked at now and then rather than moved with each command."""
+        if self._task is not None and self.chain is not None:
+            self._active = self._loop.time()  # it waits for us: filters may take longer than a client
         due = min(self._active + IDLE, self._message_due)
         if self._loop.time() < due:
             self._timer = self._loop.call_at(due, self._on_timer)

@@ -1,6 +1,7 @@
 """What handlers decide, and what the server hears of it."""
 
 import asyncio
+import functools
 import threading
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import pytest
 
 from pillarbox.sdk.filter import (
     Decision,
+    Delivery,
     Filter,
     FilterError,
     LinkConnect,
@@ -181,7 +183,7 @@ def test_a_session_whose_end_never_came_is_forgotten_when_there_are_too_many(cap
         clients[0].ehlo()
         harness.session()
         assert [session.id for session in harness.sessions] == [f"{n:016x}" for n in (3, 1, 4)]
-    assert "more than 3 sessions: 0000000000000002 is forgotten" in caplog.text
+    assert "more than 3 sessions: 0000000000000002 is forgotten, and so will others be" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [ValueError("boom"), "yes", reject])
@@ -301,3 +303,40 @@ def test_start_knows_the_server_and_can_still_add_handlers() -> None:
 def test_a_filter_without_a_handler_says_so() -> None:
     with pytest.raises(FilterError, match="no handler"):
         Harness(Filter())
+
+
+def test_deliveries_are_heard_of_where_the_server_tells_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    filter = Filter()
+    heard = []
+    filter.on.mda.delivery(lambda session, event: heard.append(event))
+    filter.on.rset(lambda session: None)
+    with Harness(filter) as harness:  # as OpenSMTPD, which ends when a filter registers what it has not
+        assert not any("|mda|" in line for line in harness.registered)
+        assert "this server tells nothing of mda" in caplog.text
+    with Harness(filter, config={"subsystem": "smtp-in mda"}) as harness:
+        assert "report|mda|delivery" in harness.registered
+        fields = "0badcafe|0badcafe00000001|tempfail|maildir|alice|12|Error (a|b)"
+        harness.exchange(f"report|0.7|1.5|mda|delivery|5|{fields}")
+        assert heard == [
+            Delivery(1.5, "mda", "5", "0badcafe", "0badcafe00000001", "tempfail", "maildir", "alice", 12, "Error (a|b)")
+        ]
+        assert harness.sessions == []
+
+
+def test_whatever_can_be_called_can_be_a_handler() -> None:
+    class Object:
+        async def __call__(self, session: Session[object], address: str) -> None:
+            seen.append("object")
+
+        async def method(self, session: Session[object], address: str) -> None:
+            seen.append("method")
+
+    async def told(what: str, session: Session[object], address: str) -> None:
+        seen.append(what)
+
+    filter, seen = Filter(), list[str]()
+    for handler in (Object(), Object().method, functools.partial(told, "partial"), lambda *_: seen.append("lambda")):
+        filter.on.mail_from(handler)
+    with Harness(filter) as harness:
+        assert harness.session().ehlo().mail("a").accepted
+    assert seen == ["object", "method", "partial", "lambda"]

@@ -59,7 +59,7 @@ def test_the_filter_of_messages_is_one() -> None:
 
 def test_every_decorator_and_event_is_described() -> None:
     on = {name for name in vars(hooks.Hooks(hooks.Handlers())) if not name.startswith("_")}
-    described = set(re.findall(r"`(?:@filter\.on)?\.(\w+)`", TEXT)) | {"smtp_out"}
+    described = set(re.findall(r"`(?:@filter\.on)?\.(\w+)`", TEXT)) | {"smtp_out", "mda"}
     assert on <= described
     for kind in events.Event.__subclasses__():
         if kind.name:

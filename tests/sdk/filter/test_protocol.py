@@ -44,7 +44,7 @@ def parsed(version: str, name: str, text: str | None) -> Event:
         ("0.7", "tx-commit", "0badcafe|511", TxCommit(*HEAD, "0badcafe", 511)),
         ("0.7", "tx-reset", None, TxReset(*HEAD)),
         ("0.8", "tx-reset", "0badcafe", TxReset(*HEAD, "0badcafe")),
-        ("0.7", "delivery", "a|b", Other(*HEAD, "delivery", "a|b")),
+        ("0.7", "newer", "a|b", Other(*HEAD, "newer", "a|b")),
     ],
 )  # fmt: skip
 def test_an_event_is_the_same_in_every_version(version: str, name: str, text: str | None, event: Event) -> None:

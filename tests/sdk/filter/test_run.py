@@ -279,3 +279,17 @@ def test_a_program_loads_nothing_of_the_server() -> None:
     code = "import sys, pillarbox.sdk.filter; print(*(m for m in sys.modules if m.startswith('pillarbox')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
     assert all(m == "pillarbox" or m.startswith("pillarbox.sdk") for m in done.stdout.split())
+
+
+@program("""
+import threading
+filter = Filter(threads=1, deadline=0.1)
+filter.on.mail_from(lambda session, address: threading.Event().wait())
+filter.run()
+""")
+def test_a_thread_that_hangs_does_not_keep_the_program(argv: list[str]) -> None:
+    with Child(argv, handshake=HANDSHAKE) as child:
+        child.send(asked("mail-from", 1, "a"))
+        assert child.line().startswith(answered(1, "reject|451 "))
+        assert child.end() == 0
+        assert "thread handler_0 does not end" in child.log()

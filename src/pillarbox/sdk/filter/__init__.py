@@ -17,6 +17,7 @@ more; `pillarbox.sdk.filter.testing` drives a filter in a test.
 
 from pillarbox.sdk.filter.decisions import Decision, disconnect, junk, proceed, reject, report, rewrite
 from pillarbox.sdk.filter.events import (
+    Delivery,
     Event,
     FilterReport,
     FilterResponse,
@@ -46,6 +47,7 @@ from pillarbox.sdk.filter.session import Session
 
 __all__ = [
     "Decision",
+    "Delivery",
     "Event",
     "Filter",
     "FilterError",

@@ -306,8 +306,12 @@ def _parse_result(line: str, ids: tuple[str, str]) -> Decision:
     assert line.startswith(start), f"not an answer to what was asked ({start}): {line}"
     verb, bar, text = line.removeprefix(start).partition("|")
     assert bool(bar) == (verb not in (Verb.PROCEED, Verb.JUNK)), f"a parameter too many or too few: {line}"
-    made = {Verb.REJECT: reject, Verb.DISCONNECT: disconnect}.get(Verb(verb))
-    return made(text) if made else Decision(Verb(verb), text)
+    assert verb in set(Verb), f"no decision: {line}"
+    try:
+        made = {Verb.REJECT: reject, Verb.DISCONNECT: disconnect}.get(Verb(verb))
+        return made(text) if made else Decision(Verb(verb), text)
+    except ValueError as error:
+        raise AssertionError(f"{error}: {line}") from None
 
 
 def _address(decision: Decision, address: str) -> str:

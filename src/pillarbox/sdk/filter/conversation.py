@@ -4,12 +4,11 @@ What comes for one session is done in order, one thing after the other. Where a 
 and all that comes for the session meanwhile waits behind; other sessions go on. Where none is, it is done in place.
 """
 
-import inspect
 import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic
 
@@ -25,7 +24,6 @@ from pillarbox.sdk.filter.stream import Place, Room, Stage, build_stages, call
 from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
-MAX_BACKLOG = 16 << 20  # bytes that wait behind handlers before no more is read
 MAX_REPORT = 1000  # characters
 _BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
 
@@ -60,22 +58,25 @@ class Conversation(Generic[S]):
         self._failed = failed or _log_failure
         self._blocks = Blocks()
         self._out: list[str] = []
+        self._reports: deque[str] = deque()  # from threads, too
         self._held: list[str] = []  # what came before `start` was done
         self._starting = self._ready = False
         self._tracks = Tracks(limit=options.max_sessions, start=self._new_session)
         self._room = Room(options.memory)
-        self._backlog = 0
+        self._backlog = 0  # bytes that wait behind handlers
+        self._working = 0  # tasks
+        self._pool: ThreadPoolExecutor | None = None
         self._registry: Registry
 
     @property
     def full(self) -> bool:
         """So much waits for handlers that no more should be read."""
-        return self._backlog > MAX_BACKLOG
+        return self._backlog > self._options.memory
 
     @property
     def idle(self) -> bool:
         """Nothing is under way."""
-        return not self._starting and all(track.waiting is None for track in self._tracks)
+        return not self._starting and not self._working
 
     @property
     def sessions(self) -> list[Session[S]]:
@@ -85,6 +86,8 @@ class Conversation(Generic[S]):
     def take(self) -> bytes:
         """What is to be written."""
         out, self._out = self._out, []
+        while self._reports:
+            out.insert(0, self._reports.pop())
         if not out:
             return b""
         out.append("")
@@ -102,6 +105,11 @@ class Conversation(Generic[S]):
         if not self._ready:
             lines = self._greet(lines)
         self._read(lines)
+
+    def close(self) -> None:
+        """It is over: threads need not wait for more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     # The handshake
 
@@ -123,20 +131,15 @@ class Conversation(Generic[S]):
         return []
 
     def _begin(self, rest: list[str]) -> list[str]:
-        start = self._handlers.start
-        if start is not None and inspect.iscoroutinefunction(start):
+        started = None if self._handlers.start is None else self._handlers.start()
+        if started is not None:
             self._starting, self._held = True, rest
-            self._spawn(self._start())
+            self._spawn(self._start(started))
             return []
-        if start is not None:
-            start()
         self._register()
         return rest
 
-    async def _start(self) -> None:
-        assert self._handlers.start is not None
-        started = self._handlers.start()
-        assert started is not None
+    async def _start(self, started: Awaitable[None]) -> None:
         await started
         self._register()
         self._starting = False
@@ -147,8 +150,10 @@ class Conversation(Generic[S]):
     def _register(self) -> None:
         handlers = self._handlers
         if self._options.threads:
-            handlers = handlers.in_threads(ThreadPoolExecutor(self._options.threads, "handler"))
-        self._registry = Registry(handlers, remember=self._options.remember)
+            self._pool = ThreadPoolExecutor(self._options.threads, "handler")
+            handlers = handlers.in_threads(self._pool)
+        subsystems = self._config.get("subsystem", "").split()
+        self._registry = Registry(handlers, remember=self._options.remember, subsystems=subsystems)
         self._out += self._registry.lines()
         self._ready = True
 
@@ -193,7 +198,7 @@ class Conversation(Generic[S]):
         start = len(f"filter|{version}|{when}")
         payload, ended = protocol.parse_run(lines, at, start, lines[at].removesuffix(text))
         track = self._tracks.get(session, subsystem)
-        size = sum(map(len, payload)) if track.waiting is not None else 0
+        size = sum(map(len, payload)) + 64 * len(payload) if track.waiting is not None else 0
         self._submit(track, Phase.DATA_LINE, (self._pass, (track, token, words, payload, ended), size))
         return at + len(payload) + ended
 
@@ -223,6 +228,7 @@ class Conversation(Generic[S]):
             self._backlog += work[2]
         elif self._registry.needs_task(kind):
             track.waiting = deque()
+            self._working += 1
             self._spawn(self._work(track, work))
         else:
             _finish(work[0](*work[1]))
@@ -233,13 +239,15 @@ class Conversation(Generic[S]):
         try:
             while True:
                 await work[0](*work[1])
-                self._wake()
                 if not track.waiting:
                     return
+                self._wake()
                 work = track.waiting.popleft()
                 self._backlog -= work[2]
         finally:
             track.waiting = None
+            self._working -= 1
+            self._wake()
 
     async def _tell(self, track: Track[S], event: Event) -> None:
         session = track.session
@@ -333,7 +341,7 @@ class Conversation(Generic[S]):
         line = " ".join(text.replace("\0", " ").split())[:MAX_REPORT]
         # OpenSMTPD up to 7.8 at least ends with "unexpected direction" when a filter writes a report.
         if session.subsystem == SMTP_IN and "report" in self._config.get("accepts", "").split():
-            self._out.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+            self._reports.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
         else:
             _log.info("session %s: %s", session.id, line)
 

@@ -23,10 +23,14 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision, and the text that belongs to it."""
+    """A decision, and the text that belongs to it. Raises ValueError where that is not one line."""
 
     verb: Verb
     text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verb not in (Verb.PROCEED, Verb.JUNK):
+            _one_line(self.text)
 
 
 _PROCEED = Decision(Verb.PROCEED)
@@ -55,12 +59,12 @@ def disconnect(reply: str) -> Decision:
 
 def rewrite(argument: str) -> Decision:
     """Go on with another argument of the command. A bare address gets its brackets; parameters stand behind them."""
-    return Decision(Verb.REWRITE, _one_line(argument))
+    return Decision(Verb.REWRITE, argument)
 
 
 def report(text: str) -> Decision:
     """Go on, and have the server report this to whoever listens (`filter-report`)."""
-    return Decision(Verb.REPORT, _one_line(text))
+    return Decision(Verb.REPORT, text)
 
 
 def _reply(text: str) -> str:

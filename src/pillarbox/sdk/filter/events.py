@@ -185,6 +185,23 @@ class Timeout(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery(Event):
+    """Pillarbox's own, of `mda`: an attempt of local delivery ended. `result`: ok, permfail or tempfail.
+
+    `method`: maildir, mbox, lmtp and so on; `delay`: seconds since the message came; `text`: what the mailer said.
+    """
+
+    name: ClassVar[str] = "delivery"
+    msgid: str
+    evpid: str
+    result: str
+    method: str
+    user: str
+    delay: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Other(Event):
     """An event that has no class here. `event`: its name; `fields`: everything behind the session, as written."""
 
@@ -213,8 +230,10 @@ _SHAPES: dict[str, tuple[Callable[..., Event], int, int]] = {
     "filter-report": (FilterReport, 3, 3),
     "filter-response": (FilterResponse, 2, 3),
     "timeout": (Timeout, 0, 0),
+    "delivery": (Delivery, 7, 7),
 }
 NAMES = tuple(_SHAPES)
+_NUMBERS = {"tx-commit": 1, "delivery": 5}  # the field that is one
 
 
 def parse_event(  # noqa: PLR0917 - the fields of the line, in their order
@@ -239,16 +258,16 @@ def parse_event(  # noqa: PLR0917 - the fields of the line, in their order
         fields = text.split("|", most - 1)
     if len(fields) < least:
         raise ProtocolError(f"{name} with too few fields: {text!r:.80}")
-    if name == "tx-commit":
-        return _tx_commit(when, subsystem, session, fields)
+    if name in _NUMBERS:
+        return made(when, subsystem, session, *_with_number(fields, _NUMBERS[name]))
     return made(when, subsystem, session, *fields)
 
 
-def _tx_commit(when: float, subsystem: str, session: str, fields: Sequence[str]) -> TxCommit:
+def _with_number(fields: Sequence[str], at: int) -> list[str | int]:
     try:
-        return TxCommit(when, subsystem, session, fields[0], int(fields[1]))
+        return [*fields[:at], int(fields[at]), *fields[at + 1 :]]
     except ValueError:
-        raise ProtocolError(f"no size: {fields[1][:40]!r}") from None
+        raise ProtocolError(f"no number: {fields[at][:40]!r}") from None
 
 
 def _result_behind(text: str, count: int) -> list[str]:

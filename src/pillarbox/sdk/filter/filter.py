@@ -1,6 +1,7 @@
 """The filter that an author makes of functions; what happens with them is in `conversation`."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType, SimpleNamespace
@@ -94,4 +95,5 @@ class Filter(Generic[S]):
     async def _run(self, stdio: Stdio) -> None:
         async with asyncio.TaskGroup() as group:
             pipes = Pipes(stdio.reading, stdio.writing)
-            await pipes.run(self.conversation(spawn=group.create_task, wake=pipes.wake))
+            with contextlib.closing(self.conversation(spawn=group.create_task, wake=pipes.wake)) as conversation:
+                await pipes.run(conversation)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from pillarbox.sdk.filter import events
 from pillarbox.sdk.filter.decisions import Decision
 from pillarbox.sdk.filter.message import Headers, Message
-from pillarbox.sdk.filter.protocol import SMTP_IN, SMTP_OUT, Phase
+from pillarbox.sdk.filter.protocol import MDA, SMTP_IN, SMTP_OUT, Phase
 from pillarbox.sdk.filter.session import S, Session
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -132,13 +132,32 @@ class MessageHook(Generic[S]):
         return keep if function is None else keep(function)
 
 
-class EventHooks(Generic[S]):
+class Subsystem(Generic[S]):
     """Decorators for events of one subsystem: the function gets the session and the event."""
 
     def __init__(self, handlers: Handlers, subsystem: str) -> None:
         self._handlers = handlers
         self._subsystem = subsystem
         self.every: Hook[Callable[[Session[S], events.Event], object]] = self.event("*")
+
+    def event(self, name: str) -> Hook[Any]:
+        """For an event by its name, one that has no class (`Other`) too; `*`: every event."""
+        return Hook(self._handlers.events.setdefault((self._subsystem, name), []).append)
+
+
+class DeliveryHooks(Subsystem[S]):
+    """Decorators for events of local deliveries, which Pillarbox alone tells of."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        super().__init__(handlers, MDA)
+        self.delivery: Hook[Callable[[Session[S], events.Delivery], object]] = self.event("delivery")
+
+
+class EventHooks(Subsystem[S]):
+    """Decorators for events of sessions, in one direction."""
+
+    def __init__(self, handlers: Handlers, subsystem: str) -> None:
+        super().__init__(handlers, subsystem)
         self.link_connect: Hook[Callable[[Session[S], events.LinkConnect], object]] = self.event("link-connect")
         self.link_greeting: Hook[Callable[[Session[S], events.LinkGreeting], object]] = self.event("link-greeting")
         self.link_identify: Hook[Callable[[Session[S], events.LinkIdentify], object]] = self.event("link-identify")
@@ -167,10 +186,6 @@ class EventHooks(Generic[S]):
         )
         self.timeout: Hook[Callable[[Session[S], events.Timeout], object]] = self.event("timeout")
 
-    def event(self, name: str) -> Hook[Any]:
-        """For an event by its name, one that has no class (`Other`) too; `*`: every event."""
-        return Hook(self._handlers.events.setdefault((self._subsystem, name), []).append)
-
 
 class Hooks(EventHooks[S]):
     """All decorators: `@filter.on.mail_from`. Those with a value get the session and it, the others the session."""
@@ -178,6 +193,7 @@ class Hooks(EventHooks[S]):
     def __init__(self, handlers: Handlers) -> None:
         super().__init__(handlers, SMTP_IN)
         self.smtp_out: EventHooks[S] = EventHooks(handlers, SMTP_OUT)
+        self.mda: DeliveryHooks[S] = DeliveryHooks(handlers)
         asked = self._question
         self.connect: Hook[Callable[[Session[S], str], Answer]] = asked(Phase.CONNECT)
         self.helo: Hook[Callable[[Session[S], str], Answer]] = asked(Phase.HELO)

@@ -49,6 +49,7 @@ class Pipes:
         self._conversation: Conversation
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
+        self._buffer = memoryview(bytearray(_CHUNK))
         self._unwritten = bytearray()
         self._polled_in, self._polled_out = _can_be_polled(reading), _can_be_polled(writing)
         self._reading = self._ended = self._woken = False
@@ -101,7 +102,8 @@ class Pipes:
 
     def _readable(self) -> None:
         try:
-            data = os.read(self._in, _CHUNK)
+            # Into memory that is there: a new block of this size costs page faults with each read, a third of the time.
+            data = bytes(self._buffer[: os.readv(self._in, [self._buffer])])
         except BlockingIOError:
             return
         except OSError:  # ECONNRESET: a server that died with our answers unread

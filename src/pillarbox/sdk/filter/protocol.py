@@ -15,7 +15,7 @@ from pillarbox.sdk.filter.decisions import Decision, Verb
 from pillarbox.sdk.wire import ProtocolError
 
 VERSION = "0.7"
-SMTP_IN, SMTP_OUT = "smtp-in", "smtp-out"
+SMTP_IN, SMTP_OUT, MDA = "smtp-in", "smtp-out", "mda"  # subsystems; `mda` is Pillarbox's own
 
 _LINE_END = re.compile("\r?\n")
 

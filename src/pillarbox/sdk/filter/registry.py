@@ -1,9 +1,14 @@
 """What a filter registers, and which handlers are called for what."""
 
+import logging
+from collections.abc import Sequence
+
 from pillarbox.sdk.filter.events import NAMES
 from pillarbox.sdk.filter.hooks import Handler, Handlers
 from pillarbox.sdk.filter.protocol import SMTP_IN, SMTP_OUT, Phase, register
 from pillarbox.sdk.filter.session import REMEMBERED
+
+_log = logging.getLogger("pillarbox.sdk.filter")
 
 Key = tuple[str, str]  # (subsystem, event)
 
@@ -13,15 +18,18 @@ class FilterError(Exception):
 
 
 class Registry:
-    """Made when the handlers are complete. `remember`: sessions are to be known. Raises FilterError for none."""
+    """Made when the handlers are complete. Raises FilterError where there are none.
 
-    def __init__(self, handlers: Handlers, *, remember: bool) -> None:
+    `remember`: sessions are to be known. `subsystems`: those that the server named.
+    """
+
+    def __init__(self, handlers: Handlers, *, remember: bool, subsystems: Sequence[str]) -> None:
         self.handlers = handlers
         self._phases = [phase for phase in Phase if handlers.questions.get(phase)]
         if handlers.of_messages():
             # At commit the message is decided about, or refused when a handler failed.
             self._phases += [Phase.DATA_LINE, *([] if Phase.COMMIT in self._phases else [Phase.COMMIT])]
-        wanted = {key for key, functions in handlers.events.items() if functions}
+        wanted = _wanted(handlers, {SMTP_IN, SMTP_OUT, *subsystems})
         if not self._phases and not wanted:
             raise FilterError("there is no handler: nothing would reach this filter")
         for subsystem in {subsystem for subsystem, _ in wanted} | ({SMTP_IN} if self._phases else set()):
@@ -59,6 +67,14 @@ class Registry:
     def _find(self, key: Key) -> list[Handler]:
         every = self._every.get(key[0], []) if key[1] != "*" else []
         return [*self.handlers.events.get(key, []), *every]
+
+
+def _wanted(handlers: Handlers, known: set[str]) -> set[Key]:
+    """Events that there are handlers for. OpenSMTPD ends when a filter wants to hear of a subsystem that it has not."""
+    wanted = {key for key, functions in handlers.events.items() if functions}
+    for subsystem in {subsystem for subsystem, _ in wanted} - known:
+        _log.warning("this server tells nothing of %s", subsystem)
+    return {key for key in wanted if key[0] in known}
 
 
 def _in_order(events: set[Key]) -> list[Key]:

@@ -64,6 +64,7 @@ class Harness(Generic[S]):
 
     def close(self) -> None:
         """End the conversation."""
+        self._conversation.close()
         self._loop.close()
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from pillarbox.sdk.filter.decisions import Decision
+from pillarbox.sdk.filter.protocol import SMTP_IN, SMTP_OUT
 from pillarbox.sdk.filter.session import S, Session
 from pillarbox.sdk.filter.stream import Stage
 
@@ -44,12 +45,15 @@ class Tracks(Generic[S]):
         self._limit = limit
         self._start = start
         self._tracks: dict[str, Track[S]] = {}
+        self._warned = False
 
     def __iter__(self) -> Iterator[Track[S]]:
         return iter(self._tracks.values())
 
     def get(self, session: str, subsystem: str) -> Track[S]:
         """The track of a session, a new one where it was not heard of before."""
+        if subsystem not in (SMTP_IN, SMTP_OUT):  # no sessions: there is no end to be told
+            return Track(self._start(session, subsystem))
         track = self._tracks.pop(session, None)
         if track is None:
             track = Track(self._start(session, subsystem))
@@ -68,6 +72,8 @@ class Tracks(Generic[S]):
         """Forget one whose end was never told, it seems; where something is under way for all of them, none."""
         for key, track in self._tracks.items():
             if track.idle:
-                _log.warning("more than %d sessions: %s is forgotten", self._limit, key)
+                if not self._warned:
+                    _log.warning("more than %d sessions: %s is forgotten, and so will others be", self._limit, key)
+                self._warned = True
                 del self._tracks[key]
                 return

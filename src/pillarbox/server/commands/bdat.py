@@ -8,7 +8,7 @@ had under way are refused one by one. BINARYMIME is not offered: a message has l
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from pillarbox.errors import TempFail
+from pillarbox.errors import PillarboxError
 from pillarbox.filters.chain import Chain
 from pillarbox.server import filtering
 from pillarbox.server.commands import data
@@ -49,9 +49,10 @@ async def _ask_and_begin(session: "Session", chain: Chain, tx: Transaction, chun
     refusal: Reply | None = replies.TEMPORARY_FAILURE
     try:
         refusal = await filtering.may_begin(session, chain) or _begin(session, tx)
-    except TempFail as error:
+    except PillarboxError as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
-    _read(session, chunk, refusal)
+    finally:
+        _read(session, chunk, refusal)
 
 
 def _begin(session: "Session", tx: Transaction) -> Reply | None:
