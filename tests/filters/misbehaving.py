@@ -96,6 +96,12 @@ def silent():
     time.sleep(600)
 
 
+def slow():
+    """Takes its time to register."""
+    time.sleep(3)
+    good()
+
+
 def dies_at_once():
     sys.exit(3)
 

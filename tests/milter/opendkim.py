@@ -1,15 +1,12 @@
-"""OpenDKIM with a key of its own, and dkimpy, which is another's work, to verify what it signs."""
+"""OpenDKIM with a key of its own, and an independent verifier of what it signs."""
 
-import base64
+import getpass
 import subprocess
 from pathlib import Path
 from types import TracebackType
 
-import dkim
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-
 from tests.backends.servers import program
+from tests.peers.dkimkeys import new_key, verified
 from tests.system.server import wait_for
 
 CONFIGURATION = """
@@ -32,12 +29,7 @@ class OpenDKIM:
 
     def __init__(self, folder: Path, *, hosts: str) -> None:
         self._socket = folder / "opendkim.sock"
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        (folder / "key.pem").write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-        )
-        public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        self._record = b"v=DKIM1; k=rsa; p=" + base64.b64encode(public)
+        self._key = new_key(folder / "key.pem", getpass.getuser())
         self._conf = folder / "opendkim.conf"
         self._conf.write_text(CONFIGURATION.format(folder=folder, hosts=hosts))
         self._program = program("opendkim")
@@ -72,6 +64,5 @@ class OpenDKIM:
         return f"unix:{self._socket}"
 
     def signed(self, message: bytes) -> bool:
-        """Does it bear a signature of this key that holds? `message`: with CRLF."""
-        valid: bool = dkim.verify(message, dnsfunc=lambda name, timeout=5: self._record)
-        return valid
+        """Does it bear one signature, of this key, that holds? `message`: with CRLF."""
+        return verified(message, self._key, "mail")

@@ -204,6 +204,12 @@ def test_a_message_that_is_accepted_without_its_milter_is_unchanged(milter: Scri
         assert "X: y" in client.deliver()[0]
 
 
+def test_a_message_whose_beginning_the_bridge_did_not_see_is_refused(milter: ScriptedMilter, client: Client) -> None:
+    client.msgid = "00000abc"
+    assert client.content(list(MESSAGE))[4:] == list(MESSAGE)
+    assert client.commit() == LATER
+
+
 def test_a_milter_that_was_started_again_between_two_messages_is_not_noticed(tmp_path: Path) -> None:
     with ScriptedMilter(tmp_path) as milter, Bridge(milter.address) as bridge:
         client = bridge.session()

@@ -391,6 +391,37 @@ def test_builtin_filters_need_no_processor():
     run(scenario, with_filters(builtins=(builtin("rcpt-to", "rcpt-to", "reject", "550 rcpt", table="t"),)))
 
 
+@pytest.mark.parametrize("phase", ["rcpt-to", "data", "commit"])
+def test_what_was_said_in_a_phase_that_nobody_filters_counts_later(phase):
+    async def scenario(w: World) -> None:
+        w.lookup.tables = {"t": table("s@client.example.net"), "h": table("client.example.net")}
+        c = await w.greeted()
+        assert await c.message() == "550 sender"
+        await c.send("RSET")
+        await c.send("MAIL FROM:<other@x.example>")
+        await c.send("RCPT TO:<alice@example.org>")
+        assert (await c.send("DATA"))[:3] == "354"
+        assert (await c.send(b"Subject: x\r\n\r\n.\r\n"))[:3] == "250"
+
+    filters = (
+        builtin(phase, "mail-from", "reject", "550 sender", table="t"),
+        builtin("mail-from", "helo", "report", "h", name="h", table="h"),
+    )
+    run(scenario, with_filters(builtins=filters))
+
+
+def test_the_text_of_a_report_is_not_the_sender_that_is_told():
+    filters = MemoryFilters()
+    played = filters.add("f", decide("mail-from", "report", "noted"), phases="mail-from", events="tx-mail")
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert (await c.send("MAIL FROM:<s@x.example>"))[:3] == "553"
+
+    run(scenario, with_filters("f"), filters)
+    assert played.events[0] == "tx-mail 00000000|permfail|s@x.example"
+
+
 def test_a_table_that_cannot_be_asked_is_a_temporary_failure():
     async def scenario(w: World) -> None:
         w.lookup.fail = True

@@ -124,7 +124,34 @@ def site(folder: Path, wiring: Wiring) -> Site:
 def _complete(it: Site) -> bool:
     """Has every session ended, and every delivery?"""
     begun = it.recorded(event="link-connect")
-    return len(begun) == 6 == len(it.recorded(event="link-disconnect"))
+    return len(begun) == 7 == len(it.recorded(event="link-disconnect")) and len(it.recorded(subsystem="mda")) == 3
+
+
+def test_everything_that_happened_is_in_the_log(site: Site) -> None:
+    assert {one["subsystem"] for one in site.recorded()} == {"smtp-in", "smtp-out", "mda"}
+    assert len(site.recorded(event="tx-commit", subsystem="smtp-in")) == 4
+    (out,) = site.recorded(event="tx-commit", subsystem="smtp-out")
+    assert [one["fields"]["result"] for one in site.recorded(subsystem="mda")] == ["ok"] * 3
+    assert sorted(one["time"] for one in site.recorded(session=out["session"])) == [
+        one["time"] for one in site.recorded(session=out["session"])
+    ]
+
+
+def test_a_message_is_followed_from_its_arrival_to_its_delivery(site: Site) -> None:
+    (out,) = site.recorded(event="tx-commit", subsystem="smtp-out")
+    arrival = next(one for one in site.recorded(event="tx-mail") if one["fields"]["address"] == "s@other.example")
+    told = site.events("session", arrival["fields"]["message"], "--all")
+    assert told.exit == 0
+    for text in (
+        "C: MAIL FROM:<s@other.example>",
+        "   filter, rcpt-to: proceed",
+        f"-- connected to 127.0.0.1:{site.second}",
+        "S: 220 next.bench.test",
+    ):
+        assert text in told.out
+    one = site.events("session", out["session"])
+    assert one.out.splitlines()[0].startswith(f"{out['session']} smtp-out ")
+    assert one.out.splitlines()[-1].endswith("-- disconnected")
 
 
 def test_figures_tell_who_came_and_what_was_refused(site: Site) -> None:
@@ -137,6 +164,8 @@ def test_figures_tell_who_came_and_what_was_refused(site: Site) -> None:
         "message: 451 4.7.1 later": 1,
     }
     assert figures["smtp-in"]["filter_answers"]["rcpt-to reject"] == 1
+    assert figures["mda"]["results"] == {"delivery ok": 3}
+    assert figures["smtp-out"]["reply_times"]["message"]["count"] == 1
 
 
 def test_a_filter_that_is_played_the_log_is_asked_and_told_what_it_was_then(site: Site) -> None:

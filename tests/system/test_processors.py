@@ -5,6 +5,7 @@ import pwd
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,18 @@ def test_a_filter_role_that_dies_comes_back_with_its_processors(folder: Path) ->
         assert wait_for(lambda: server.ctl("show", "filters").exit == 0 and started(folder, "f") == 2, 20)
         assert wait_for(lambda: states(server) == {"f": "running"}, 20)
         assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_filter_role_that_dies_in_a_reload_leaves_the_old_configuration_in_use(folder: Path) -> None:
+    old, new = processor(folder, "old"), processor(folder, "new", "slow")
+    with make_server(folder, Wiring.MANY, old) as server, ThreadPoolExecutor(1) as pool:
+        server.conf.write_text(server.config.replace(old, new))
+        reloading = pool.submit(server.ctl, "reload")
+        assert wait_for(lambda: started(folder, "new") == 1, 15)
+        kill(role(server), signal.SIGKILL)
+        assert reloading.result().exit == 1
+        assert "reload: nothing has changed, configuration 0 stays in use" in server.log()
+        assert wait_for(lambda: server.ctl("show", "filters").exit == 0 and states(server) == {"old": "running"}, 20)
+        assert wait_for(lambda: server.ctl("reload").exit == 0, 30, every=0.5)
+        assert wait_for(lambda: states(server) == {"new": "running"}, 30)

@@ -11,6 +11,7 @@ import pwd
 import shlex
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from pillarbox import places
 from pillarbox.conf.model import Config, Proc
@@ -48,15 +49,15 @@ class FilterPrograms:
         proc = None if config is None else config.procs.get(name)
         if proc is None:
             raise TempFail("no such processor in this configuration")
-        identity = None if self._account is None else _identity(proc, self._account)
+        account = self._account
         connection = await self._programs.start(
             str(number),
             name,
             SHELL,
             ["-c", f"exec {full_command(proc)}"],
             argv0="sh",
-            identity=identity,
-            root="" if self._account is None else proc.chroot,
+            identity=None if account is None else partial(_identity, proc, account),
+            root="" if account is None else proc.chroot,
         )
         with connection:
             if self.hand is not None:

@@ -45,7 +45,7 @@ class _Program(NamedTuple):
 
     path: str
     argv: list[str]
-    identity: Identity | None
+    identity: Callable[[], Identity | None] | None
     root: str
 
     def confined(self, identity: Identity | None) -> tuple[str, list[str]]:
@@ -93,12 +93,13 @@ class Programs:
         arguments: Sequence[str],
         *,
         argv0: str = "",
-        identity: "Identity | None" = None,
+        identity: "Callable[[], Identity | None] | None" = None,
         root: str = "",
     ) -> socket.socket:
         """Start a program; `name` is what the log calls it. TempFail: it cannot be executed.
 
-        `argv0`: its first argument, else `name`. `identity`: whom it runs as. `root`: what it sees as /.
+        `argv0`: its first argument, else `name`. `identity()`: whom it runs as, None where it does not say; asked in a
+        thread, for it may ask a name service. `root`: what it sees as /.
         """
         async with self._turns.setdefault(key, asyncio.Lock()):
             await self._end(key)
@@ -162,7 +163,7 @@ class Programs:
     def _popen(self, program: "_Program", standard: int, errors: int) -> "subprocess.Popen[bytes]":
         """In the thread; closes both descriptors."""
         try:
-            identity = program.identity or self._whoever()
+            identity = (program.identity() if program.identity is not None else None) or self._whoever()
             path, argv = (program.path, program.argv) if not program.root else program.confined(identity)
             rights: dict[str, Any] = {}
             if identity is not None and not program.root:

@@ -3,8 +3,8 @@
 `CALLS[(caller, callee)]` names the services, each with its methods (`ALL`, or those that this caller needs). A
 compromised role can ask its peers for nothing else. No caller waits, directly or through others, for itself: the
 calls back from those whom queue orders (`queue.read`, `queue.settle`, `relays.*`) are made outside the orders, which
-return as soon as they are noted. `filters.tell` waits for processors, whose answers are given to dispatchers beside
-it; so what serves `filtered` must never wait for a `tell`.
+return as soon as they are noted. `filters.tell` waits for processors, whose answers and changes are told beside it; so
+what serves `filtered` must never wait for a `tell`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

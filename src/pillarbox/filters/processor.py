@@ -249,11 +249,6 @@ class Link(asyncio.Protocol):
                 self._transport.abort()
         self.resume_writing()
 
-    def abort(self) -> None:
-        """Do not wait any longer for it to read the last of it."""
-        if self._transport is not None:
-            self._transport.abort()
-
     # -- deadlines
 
     def _not_registered(self, seconds: float) -> None:

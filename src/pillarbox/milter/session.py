@@ -175,8 +175,10 @@ class Session:
         return self._given(message, changed=verdict is not None and kept.outcome in (Outcome.CONTINUE, Outcome.ACCEPT))
 
     def commit(self) -> Verdict:
-        """May the message be accepted?"""
-        return self._session or self._verdict or CONTINUE
+        """May the message be accepted? Not one whose beginning we did not see."""
+        if self._session or self._verdict or not self.facts.transaction:
+            return self._settled()
+        return CONTINUE
 
     def reset(self) -> None:
         """The message is over, however it ended."""

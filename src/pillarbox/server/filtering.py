@@ -100,10 +100,11 @@ def ask(session: "Session", chain: Chain, step: "Step", args: str, effect: Calla
     phase = PHASES.get(session.verb)
     if phase is None:
         return effect(args)
+    parameter = _parameter(phase, args)
     if not chain.has(phase):
-        chain.proceed(phase, _parameter(phase, args))
+        chain.proceed(phase, parameter)
         return effect(args)
-    return _asked(session, step, args, effect, chain.decide(phase, _parameter(phase, args)))
+    return _asked(session, step, args, effect, chain.decide(phase, parameter))
 
 
 async def _asked(
@@ -116,21 +117,22 @@ async def _asked(
     if verdict.decision in (Decision.REWRITE, Decision.REPORT):
         # COMPAT: the text of a processor's report is the new argument, too.
         args = verdict.param if step.arguments or verdict.decision is Decision.REWRITE else args
-        if session.events is not None and verdict.decision is Decision.REPORT:
-            session.events.begins()  # the reference does not look at it again, and finds out later
-        refusal = _check_again(session, step, args)
+        _tell_changed(session, verdict)
+        refusal = replies.NO_ARGUMENTS if args and not step.arguments else step.check(session, args)
         if refusal is not None:
             return refusal
     outcome = effect(args)
     return outcome if isinstance(outcome, Reply) or outcome is None else await outcome
 
 
-def _check_again(session: "Session", step: "Step", args: str) -> Reply | None:
-    if args and not step.arguments:
-        return replies.NO_ARGUMENTS
-    if session.events is not None and session.verb is not None:
-        session.events.parsed(session.verb, args)
-    return step.check(session, args)
+def _tell_changed(session: "Session", verdict: Verdict) -> None:
+    """Events show what a command was rewritten to. COMPAT: after a report it has begun, and is found wanting then."""
+    if session.events is None or session.verb is None:
+        return
+    if verdict.decision is Decision.REWRITE:
+        session.events.parsed(session.verb, verdict.param)
+    else:
+        session.events.begins()
 
 
 def _parameter(phase: Phase, args: str) -> str:

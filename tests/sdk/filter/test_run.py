@@ -293,3 +293,20 @@ def test_a_thread_that_hangs_does_not_keep_the_program(argv: list[str]) -> None:
         assert child.line().startswith(answered(1, "reject|451 "))
         assert child.end() == 0
         assert "thread handler_0 does not end" in child.log()
+
+
+@program("""
+filter = Filter(remember=False)
+
+@filter.on.mail_from
+async def mail_from(session, address):
+    session.report("asked")
+    await asyncio.Event().wait()
+
+filter.run()
+""")
+def test_a_report_does_not_wait_for_the_answer(argv: list[str]) -> None:
+    with Child(argv, handshake=["config|accepts|report", *HANDSHAKE]) as child:
+        child.send(asked("mail-from", 0xA, "a"))
+        start, _, text = child.line().partition("|smtp-in|")
+        assert start.startswith("report|") and text == "000000000000000a|asked"

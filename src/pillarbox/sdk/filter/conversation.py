@@ -4,6 +4,8 @@ What comes for one session is done in order, one thing after the other. Where a 
 and all that comes for the session meanwhile waits behind; other sessions go on. Where none is, it is done in place.
 """
 
+import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -342,6 +344,9 @@ class Conversation(Generic[S]):
         # OpenSMTPD up to 7.8 at least ends with "unexpected direction" when a filter writes a report.
         if session.subsystem == SMTP_IN and "report" in self._config.get("accepts", "").split():
             self._reports.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
+            with contextlib.suppress(RuntimeError):  # in a thread, at whose end it is written
+                asyncio.get_running_loop()
+                self._wake()
         else:
             _log.info("session %s: %s", session.id, line)
 
