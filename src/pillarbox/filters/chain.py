@@ -84,7 +84,7 @@ class Chain:
         for box in self._path.boxes_asked():
             if box.full and box.processor.phases:
                 try:
-                    async with asyncio.timeout(box.processor.timeout):
+                    async with asyncio.timeout(box.patience):
                         await box.room()
                 except TimeoutError:
                     why = f"it did not read for {box.processor.timeout:g} s"

@@ -20,6 +20,7 @@ MOST = 16 * ROOM  # above which no event is kept
 LINES_MOST = 128 * ROOM  # above which no message is
 BATCH = 256 * 1024  # bytes of one `tell`
 IN_FLIGHT = 2
+GRACE = 1.0  # seconds at most, behind the deadline of the filter role
 MOMENT = 0.005  # seconds for which events wait for each other
 _ITEM = 100  # bytes of an item beside its text
 
@@ -87,6 +88,11 @@ class Outbox:
         """Is it too much even for what cannot wait?"""
         return self._size > LINES_MOST
 
+    @property
+    def patience(self) -> float:
+        """Seconds that sessions wait: somewhat longer than the filter role, which ends one that answers nobody."""
+        return self.processor.timeout + min(GRACE, self.processor.timeout / 10)
+
     async def room(self) -> None:
         """Wait until there is room, or another life."""
         await self._room.wait()
@@ -110,7 +116,7 @@ class Outbox:
         life = self.require_life()
         key = (session, token)
         try:
-            async with asyncio.timeout(self.processor.timeout):
+            async with asyncio.timeout(self.patience):
                 await self.room()
                 self._require(life)
                 answer: asyncio.Future[Result] = self._loop.create_future()

@@ -83,7 +83,7 @@ class MessageStream:
         """Wait until more may be fed; a filter that does not read in time fails the message."""
         for stage in [flow.stage for flow in self._flows]:
             try:
-                async with asyncio.timeout(stage.box.processor.timeout):
+                async with asyncio.timeout(stage.box.patience):
                     await stage.box.room()
             except TimeoutError:
                 self.fail(stage.name, f"it did not read for {stage.box.processor.timeout:g} s")
@@ -101,13 +101,12 @@ class MessageStream:
         """What comes out next; b"" where that was all, or it failed. Each filter has its time for a sign of life."""
         while not (self._out or self._complete or self.failed):
             self._moved.clear()
-            seconds = max(flow.stage.box.processor.timeout for flow in self._flows)
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(max(flow.stage.box.patience for flow in self._flows)):
                     await self._moved.wait()
             except TimeoutError:
-                silent = next(flow for flow in self._flows if not flow.done)
-                self.fail(silent.stage.name, f"no answer within {seconds:g} s")
+                silent = next(flow.stage for flow in self._flows if not flow.done)
+                self.fail(silent.name, f"no answer within {silent.box.processor.timeout:g} s")
         return self.take()
 
     def close(self) -> None:
