@@ -233,9 +233,5 @@ def _kill_late(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What a program sees: nothing of ours but language and time zone.
-
-    And what a filter may do here: OpenSMTPD ends when one writes a report. Lines of the handshake are the protocol's.
-    """
-    kept = {k: ours[k] for k in _KEPT if k in ours}
-    return {"PATH": PATH, "HOME": "/", "SHELL": "/bin/sh", "SMTPD_ACCEPTS": "report", **kept}
+    """What a program sees: nothing of ours but language and time zone."""
+    return {"PATH": PATH, "HOME": "/", "SHELL": "/bin/sh", **{k: ours[k] for k in _KEPT if k in ours}}

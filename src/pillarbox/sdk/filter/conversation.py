@@ -7,7 +7,6 @@ and all that comes for the session meanwhile waits behind; other sessions go on.
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import time
 from collections import deque
@@ -343,10 +342,7 @@ class Conversation(Generic[S]):
     def _report(self, session: Session[S], text: str) -> None:
         line = " ".join(text.replace("\0", " ").split())[:MAX_REPORT]
         # OpenSMTPD up to 7.8 at least ends with "unexpected direction" when a filter writes a report.
-        if (
-            session.subsystem == SMTP_IN
-            and "report" in self._config.get("accepts", os.environ.get("SMTPD_ACCEPTS", "")).split()
-        ):
+        if session.subsystem == SMTP_IN and "report" in self._config.get("accepts", "").split():
             self._reports.append(protocol.report_line(time.time(), session.subsystem, session.id, line))
             with contextlib.suppress(RuntimeError):  # in a thread, at whose end it is written
                 asyncio.get_running_loop()
