@@ -67,7 +67,7 @@ def test_a_program_sees_a_clean_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
     lines = [line.removeprefix("warn: users: ") for line in play(body).lines]
     names = {line.partition("=")[0] for line in lines if re.match(r"\w+=", line)}
-    assert names <= {"PATH", "HOME", "SHELL", "TZ", "LANG", "LC_ALL", "LC_CTYPE"}, lines
+    assert names <= {"PATH", "HOME", "SHELL", "PILLARBOX_ACCEPTS", "TZ", "LANG", "LC_ALL", "LC_CTYPE"}, lines
     assert {"TZ=UTC", "HOME=/", "cwd /", "argv ['shows']", "group True", "session True", "fds [0, 1, 2]"} <= set(lines)
 
 

@@ -105,7 +105,8 @@ def test_a_filter_that_misbehaves_puts_its_own_mail_off_and_no_other(folder: Pat
                 it.order(order)
                 assert await made.is_told("451"), (made.filtered.codes, it.server.log()[-3000:])
                 it.order("")
-                assert await asyncio.to_thread(
+                # One that leaves out some answers and gives others may go on.
+                assert "mute" in order or await asyncio.to_thread(
                     lambda: wait_for(lambda: not set(it.filters()) & set(before), TIMEOUT + 15)
                 )
                 await works(it, made)

@@ -233,5 +233,7 @@ def _kill_late(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What a program sees: nothing of ours but language and time zone."""
-    return {"PATH": PATH, "HOME": "/", "SHELL": "/bin/sh", **{k: ours[k] for k in _KEPT if k in ours}}
+    """What a program sees: nothing of ours but language and time zone, and what a filter may do with us."""
+    # OpenSMTPD ends when a filter writes a report, and the handshake is to be the same: where else is a filter to know?
+    own = {"PATH": PATH, "HOME": "/", "SHELL": "/bin/sh", "PILLARBOX_ACCEPTS": "report"}
+    return {**own, **{k: ours[k] for k in _KEPT if k in ours}}

@@ -110,7 +110,6 @@ class FilterProtocol:
             ("smtp-session-timeout", str(SESSION_TIMEOUT)),
             *(("subsystem", subsystem) for subsystem in self._subsystems),
             ("admd", _one_line(self._admd)),
-            ("accepts", "report"),  # ours: OpenSMTPD ends when a filter writes a report, and how is a filter to know?
         ]
         return "".join(f"config|{key}|{value}\n" for key, value in values).encode() + b"config|ready\n"
 

@@ -305,8 +305,9 @@ async def mail_from(session, address):
 
 filter.run()
 """)
-def test_a_report_does_not_wait_for_the_answer(argv: list[str]) -> None:
-    with Child(argv, handshake=["config|accepts|report", *HANDSHAKE]) as child:
+def test_a_report_does_not_wait_for_the_answer(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLARBOX_ACCEPTS", "report")
+    with Child(argv, handshake=HANDSHAKE) as child:
         child.send(asked("mail-from", 0xA, "a"))
         start, _, text = child.line().partition("|smtp-in|")
         assert start.startswith("report|") and text == "000000000000000a|asked"

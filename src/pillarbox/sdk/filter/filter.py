@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, cast, overload
@@ -93,6 +94,8 @@ class Filter(Generic[S]):
         program.run(self._run(Stdio()), log=_log, refusals=(ProtocolError, FilterError))
 
     async def _run(self, stdio: Stdio) -> None:
+        if accepts := os.environ.get("PILLARBOX_ACCEPTS"):
+            self._config["accepts"] = accepts
         async with asyncio.TaskGroup() as group:
             pipes = Pipes(stdio.reading, stdio.writing)
             with contextlib.closing(self.conversation(spawn=group.create_task, wake=pipes.wake)) as conversation:
