@@ -58,6 +58,9 @@ def test_what_is_mended_is_one_message_for_every_server_behind_us(sent):
 
 
 @given(awkward, st.integers(1, 7), st.sampled_from([MEND, Terms(10**9, 3, True), Terms(10**9, 3), Terms(4)]))
+@example(b"aaaaaa\nb", 1, Terms(4))
+@example(b"a\r\naaaa\r\naaaa\n", 1, Terms(9, 3))
+@example(b"aaaa\r\naaaaaa", 5, Terms(9, 3))
 def test_it_does_not_matter_how_the_input_was_cut(sent, piece, terms):
     whole, cut = read(sent + b"\r\n.\r\n", terms), read(sent + b"\r\n.\r\n", terms, piece)
     assert cut[2:] == whole[2:]

@@ -217,7 +217,7 @@ async def misbehave(number: int, behaviour: Behaviour, port: int, done: Counter[
 
 async def main() -> None:
     """Until stdin ends."""
-    os.nice(10)  # in the world they would have machines of their own
+    os.setpriority(os.PRIO_PROCESS, 0, 10)  # in the world they would have machines of their own
     port, smtps, count = map(int, sys.argv[1:4])
     behaviours = BEHAVIOURS + [vanish] * ("vanish" in sys.argv[4:])
     done: Counter[str] = Counter()

@@ -19,6 +19,7 @@ class Window:
     """Some seconds, and the messages that were sent in them."""
 
     attacked: bool
+    cpu: float = 0.0  # of the server, in processors
     seconds: list[float] = field(default_factory=list)  # from MAIL to the 250
 
     def quantile(self, share: float) -> float:

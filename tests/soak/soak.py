@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.soak.honest import Load, Window
+from tests.soak.priority import prefer, preferred
 from tests.system.certificates import write_pair
 from tests.system.load import Tally, read_maildir
 from tests.system.server import BIN, Server, Wiring, free_port, tree, wait_for
@@ -68,6 +69,10 @@ class Outcome:
         """Seconds: the median of the windows' 99th percentiles, which one bad moment of the machine does not move."""
         return statistics.median(w.quantile(0.99) for w in self.windows if w.attacked == attacked)
 
+    def cpu(self, *, attacked: bool) -> float:
+        """What the server used in these windows, in processors."""
+        return statistics.median(w.cpu for w in self.windows if w.attacked == attacked)
+
     def __str__(self) -> str:
         lines = [
             f"before: {self.before}",
@@ -78,10 +83,12 @@ class Outcome:
         for window in self.windows:
             lines.append(
                 f"{'attacked' if window.attacked else 'quiet':8} {len(window.seconds):5} messages: "
-                f"median {window.quantile(0.5) * 1000:.1f} ms, p99 {window.quantile(0.99) * 1000:.1f} ms"
+                f"median {window.quantile(0.5) * 1000:.1f} ms, p99 {window.quantile(0.99) * 1000:.1f} ms, "
+                f"CPU {window.cpu * 100:.0f} %"
             )
         lines.append(
-            f"p99 {self.p99(attacked=False) * 1000:.1f} ms quiet, {self.p99(attacked=True) * 1000:.1f} attacked"
+            f"p99 {self.p99(attacked=False) * 1000:.1f} ms quiet, {self.p99(attacked=True) * 1000:.1f} attacked; "
+            f"CPU {self.cpu(attacked=False) * 100:.0f} % quiet, {self.cpu(attacked=True) * 100:.0f} attacked"
         )
         return "\n".join(lines)
 
@@ -91,12 +98,13 @@ def soak(folder: Path, wiring: Wiring, plan: Plan) -> Outcome:
     port, smtps = free_port(), free_port()
     server = _server(folder, wiring, port, smtps)
     tally = Tally()
-    with server:
+    with server, preferred():
+        prefer(server.pids())
         load = Load(port, tally)
-        warm = asyncio.run(_rounds(load, Plan(1, 1, 4, plan.vanishing), (port, smtps)))
+        warm = asyncio.run(_rounds(server, load, Plan(1, 1, 4, plan.vanishing), (port, smtps)))
         before = at_rest(server, plan)
         load.windows.clear()
-        misbehaved = warm + asyncio.run(_rounds(load, plan, (port, smtps)))
+        misbehaved = warm + asyncio.run(_rounds(server, load, plan, (port, smtps)))
         after = at_rest(server, plan)
         assert wait_for(lambda: tally.acknowledged <= set(read_maildir(_maildir(folder)).arrived), 60, every=1)
         arrived = read_maildir(_maildir(folder)).arrived
@@ -120,23 +128,28 @@ def _maildir(folder: Path) -> Path:
     return folder / "mail/Maildir"
 
 
-async def _rounds(load: Load, plan: Plan, ports: tuple[int, int]) -> Counter[str]:
+async def _rounds(server: Server, load: Load, plan: Plan, ports: tuple[int, int]) -> Counter[str]:
     """Quiet and attacked windows in turn, so that both see the machine as it is."""
     stop, done = asyncio.Event(), Counter[str]()
     load.begin(attacked=False)
     running = asyncio.create_task(load.run(stop))
-    for number in range(plan.rounds):
-        if number:
-            load.begin(attacked=False)
-        await asyncio.sleep(plan.quiet)
+    load.windows.clear()
+    for _ in range(plan.rounds):
+        await _window(server, load, plan.quiet, attacked=False)
         with attackers(ports, plan, done):
             await _between(load, 2)  # they all come at once
-            load.begin(attacked=True)
-            await asyncio.sleep(plan.attacked)
+            await _window(server, load, plan.attacked, attacked=True)
         await _between(load, 1)  # and leave at once
     stop.set()
     await running
     return done
+
+
+async def _window(server: Server, load: Load, seconds: float, *, attacked: bool) -> None:
+    load.begin(attacked=attacked)
+    window, used, start = load.windows[-1], _cpu(server), time.monotonic()
+    await asyncio.sleep(seconds)
+    window.cpu = (_cpu(server) - used) / (time.monotonic() - start)
 
 
 async def _between(load: Load, seconds: float) -> None:
@@ -151,7 +164,9 @@ def attackers(ports: tuple[int, int], plan: Plan, done: Counter[str]) -> Iterato
     """The clients that misbehave; what they did is added to `done`."""
     argv = [str(BIN / "python"), "-m", "tests.soak.clients", *map(str, ports), str(ATTACKERS)]
     argv += ["vanish"] if plan.vanishing else []
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_TOP)
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_TOP, start_new_session=True
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -208,6 +223,16 @@ def _footprint(server: Server) -> Footprint:
             with contextlib.suppress(OSError):
                 descriptors[re.sub(r"\d+", "N", os.readlink(entry))] += 1
     return Footprint(len(pids), descriptors, _tasks(server), memory(server.process.pid))
+
+
+def _cpu(server: Server) -> float:
+    """Seconds of CPU that the server has used so far, children that ended included."""
+    assert server.process is not None
+    ticks = 0
+    for pid in tree(server.process.pid):
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _tasks(server: Server) -> int:

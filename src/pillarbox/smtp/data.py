@@ -49,8 +49,9 @@ class Piece(msgspec.Struct, frozen=True):
 class _Reader:
     """What the two ways of sending a message have in common: the policy on line ends, and the size.
 
-    `problem` is set as soon as it is known; nothing is passed on from then. `size` counts what came in as the limit
-    does: every line as it is sent, with one byte for its end.
+    `problem` is set as soon as it is known; nothing is passed on from then. Of several it becomes the one that stands
+    first in `Problem`, in whatever order they were seen. `size` counts what came in as the limit does: every line as it
+    is sent, with one byte for its end.
     """
 
     __slots__ = ("_bare", "_carry", "_line", "_shown", "_terms", "problem", "size")
@@ -66,7 +67,7 @@ class _Reader:
 
     def _grow(self, size: int) -> None:
         self.size += size
-        if self.problem is None and self.size > self._terms.max_size:
+        if self.problem is not Problem.BARE_NEWLINE and self.size > self._terms.max_size:
             self.problem = Problem.TOO_BIG
 
     def _check(self, body: bytes) -> int:
@@ -75,7 +76,7 @@ class _Reader:
         without = body.replace(b"\r\n", b"")  # quicker than counting: 40 µs for 64 KB against 80
         self._bare = b"\n" in without or b"\r" in without
         if self._bare and not self._terms.normalize:
-            self.problem = self.problem or Problem.BARE_NEWLINE
+            self.problem = Problem.BARE_NEWLINE
         return (len(body) - len(without)) // 2
 
     def _check_line_length(self, body: bytes) -> None:
