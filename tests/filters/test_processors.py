@@ -276,6 +276,27 @@ def test_a_filter_role_that_is_restarted_is_joined_again():
     play(scenario, filters, configuration("f"))
 
 
+def test_one_that_does_not_register_with_the_next_filter_role_is_not_left_out():
+    filters, played = filtered()
+
+    async def scenario(place: Place) -> None:
+        path = place.processors.path(0, "f")
+        place.processors.lost()
+        played.processor = Processor(number=1, name="f", failed=True, why="it ended")
+        place.processors.attached()
+        await place.settle()
+        (step,) = path.steps("noop")
+        assert step.box is place.box()
+        with pytest.raises(Unanswered, match="it ended"):
+            await place.box().ask("noop", 1, 2, "")
+        await filters.set(played, why="it is being started", failed=False)
+        assert path.steps("noop") and path.events("smtp-in", "f") == {"link-connect", "tx-mail", "link-disconnect"}
+        await filters.set(played, life=2, known=True, phases=frozenset(("rset",)), events=frozenset())
+        assert path.steps("rset") and not path.steps("noop")
+
+    play(scenario, filters, configuration("f"))
+
+
 def test_who_cannot_join_tries_again(monkeypatch):
     monkeypatch.setattr(module, "AGAIN", 0.001)
     filters, _ = filtered()
