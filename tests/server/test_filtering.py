@@ -552,6 +552,25 @@ def test_a_transaction_does_not_outlive_a_processor_and_the_session_does():
     run(scenario, with_filters("f"), filters)
 
 
+def test_one_that_is_started_again_while_the_next_one_thinks_about_mail_does_not_know_of_it():
+    thinking: list[Question] = []
+    filters = MemoryFilters()
+    played = filters.add("f", phases="mail-from rcpt-to")
+    slow = filters.add("g", lambda q: thinking.append(q) or [], phases="mail-from")
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"MAIL FROM:<s@x.example>\r\n")
+        await w.until(lambda: bool(thinking))
+        await filters.set(played, life=2)
+        await filters.say(slow, Result(thinking[0].session, thinking[0].token, Decision.PROCEED))
+        assert (await c.reply())[:3] == "250"
+        assert await c.send("RCPT TO:<alice@example.org>") == TRY_AGAIN
+
+    run(scenario, with_filters("f", "g"), filters)
+    assert [phase for phase, _ in played.questions] == ["mail-from"]
+
+
 def test_a_processor_without_a_say_in_the_transaction_is_not_missed():
     filters = MemoryFilters()
     played = filters.add("f", phases="connect", events="tx-mail")
