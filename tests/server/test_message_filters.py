@@ -10,6 +10,7 @@ from pillarbox.filters.stream import FULL
 from pillarbox.roles.filters import Lines, Output
 from pillarbox.roles.queue import INLINE_BODY
 from pillarbox.server.message import Incoming
+from pillarbox.smtp.states import State
 from tests.filters.memory import MemoryFilters, Played, decide, proceed
 
 from .filtering import TRY_AGAIN, builtin, run, with_filters
@@ -282,6 +283,29 @@ def test_a_client_that_leaves_within_a_message_discards_what_was_streamed():
 
     run(scenario, with_filters("f"), filters)
     assert not any(item.last for item in played.told if isinstance(item, Lines))  # no end of a message that had none
+
+
+def test_a_client_that_leaves_while_the_queue_takes_what_was_made_is_no_mistake_of_ours():
+    filters, _ = filtered(proceed)
+
+    async def scenario(w: World) -> None:
+        c = await transaction(w)
+        await c.send("DATA")
+        w.queue.gate = asyncio.Event()
+        c.writer.write(b"Subject: slow\r\n\r\n" + (b"x" * 98 + b"\r\n") * 5_000)
+        (session,) = w.server._sessions
+        await w.until(lambda: session.tx.taking is not None)
+        c.writer.write(b".\r\n")
+        await w.until(lambda: session.state is State.IDENTIFIED)
+        connection = c.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        c.writer.transport.abort()
+        await w.until(lambda: not w.server._sessions)
+        w.queue.gate.set()
+        await w.until(lambda: bool(w.queue.discarded) and not w.server._tasks)
+        assert not w.queue.committed and "smtp: background work" not in w.log
+
+    run(scenario, with_filters("f"), filters)
 
 
 def test_a_filter_that_does_not_read_stops_the_client_and_then_the_message():

@@ -178,7 +178,8 @@ async def _take_made(session: "Session", tx: Transaction, done: "asyncio.Future[
             tx.message.fail(replies.TEMPORARY_FAILURE)  # there is a hole in it
         raise
     finally:
-        done.set_result(None)
+        if not done.done():  # whoever waits for it may have been cancelled
+            done.set_result(None)
 
 
 async def _add_made(session: "Session", tx: Transaction, made: bytes) -> None:
