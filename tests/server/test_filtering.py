@@ -706,6 +706,24 @@ def test_a_processor_that_does_not_read_holds_up_its_sessions_only_until_their_d
     assert not other.questions
 
 
+def test_one_that_does_not_read_and_may_be_left_out_is():
+    filters = MemoryFilters()
+    played = filters.add("f", phases="mail-from", events="protocol-client", timeout=0.05, fail_open=True)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        played.reading.clear()
+        (session,) = w.server._sessions
+        while not session.chain.congested:
+            assert (await c.send("NOOP " + "x" * 2000))[:3] == "250"
+        assert await c.send("NOOP") == "250 2.0.0 Ok"
+        assert await c.send("MAIL FROM:<s@x.example>") == "250 2.0.0 Ok"
+        assert sum('it did not read for 0.05 s" result="proceed"' in line for line in w.log) == 2
+        played.reading.set()
+
+    run(scenario, with_filters("f"), filters)
+
+
 @pytest.mark.parametrize(("line", "closes"), [("BDAT 6", True), ("MAIL FROM:<s@x.example>", False)])
 def test_what_follows_a_chunk_that_could_not_be_looked_at_is_no_command(line, closes):
     filters = MemoryFilters()

@@ -89,8 +89,9 @@ class Chain:
                         await box.room()
                 except TimeoutError:
                     why = f"it did not read for {box.processor.timeout:g} s"
-                    self._say_failed(box.processor.name, "any", why, UNAVAILABLE)
-                    return _TRY_AGAIN
+                    verdict = self._without(box.processor.name, box, "any", why)
+                    if verdict is not None:
+                        return verdict
         return None
 
     def begin_transaction(self) -> None:
@@ -188,7 +189,7 @@ class Chain:
         if phase in _OF_TRANSACTION and self._lives is not None and self._lives.get(box) != box.processor.life:
             raise Unanswered(box.processor.why or "it was started again within the transaction")
 
-    def _without(self, name: str, box: Outbox, phase: Phase, why: str) -> Verdict | None:
+    def _without(self, name: str, box: Outbox, phase: str, why: str) -> Verdict | None:
         """A filter does not answer: the client is told to come back, or it goes on without (`fail open`: None)."""
         self._say_failed(name, phase, why, "proceed" if box.processor.fail_open else UNAVAILABLE)
         return None if box.processor.fail_open else _TRY_AGAIN
