@@ -12,7 +12,7 @@ from pillarbox.filters import processors as module
 from pillarbox.filters.outbox import IN_FLIGHT, LINES_MOST, MOST, ROOM, Outbox, Unanswered
 from pillarbox.filters.processors import Processors
 from pillarbox.log import Log
-from pillarbox.roles.filters import Decision, Processor, Question, Report, Result, Said
+from pillarbox.roles.filters import EVENTS, Decision, Processor, Question, Report, Result, Said
 
 from .memory import Background, MemoryFilters, Played, make_processors
 
@@ -279,6 +279,27 @@ def test_a_filter_role_that_is_restarted_is_joined_again():
     play(scenario, filters, configuration("f"))
 
 
+def test_one_that_does_not_register_with_the_next_filter_role_is_not_left_out():
+    filters, played = filtered()
+
+    async def scenario(place: Place) -> None:
+        path = place.processors.path(0, "f")
+        place.processors.lost()
+        played.processor = Processor(number=1, name="f", failed=True, why="it ended")
+        place.processors.attached()
+        await place.settle()
+        (step,) = path.steps("noop")
+        assert step.box is place.box()
+        with pytest.raises(Unanswered, match="it ended"):
+            await place.box().ask("noop", 1, 2, "")
+        await filters.set(played, why="it is being started", failed=False)
+        assert path.steps("noop") and path.events("smtp-in", "f") == {"link-connect", "tx-mail", "link-disconnect"}
+        await filters.set(played, life=2, known=True, phases=frozenset(("rset",)), events=frozenset())
+        assert path.steps("rset") and not path.steps("noop")
+
+    play(scenario, filters, configuration("f"))
+
+
 def test_who_cannot_join_tries_again(monkeypatch):
     monkeypatch.setattr(module, "AGAIN", 0.001)
     filters, _ = filtered()
@@ -351,6 +372,28 @@ def test_what_a_processor_reports_is_told_to_all_who_listen_to_that_session():
 
     play(scenario, filters, configuration("f", reports=("log",)))
     assert listener.events == ["filter-report proc|f|seen|this"]
+
+
+def test_what_a_session_introduces_itself_with_does_not_grow():
+    filters, played = filtered()
+    played.processor = Processor(
+        number=1, name="f", life=1, known=True, events=frozenset(f"smtp-in {e}" for e in EVENTS), phases=frozenset()
+    )
+
+    async def scenario(place: Place) -> None:
+        reports = place.processors.reports(0, "smtp-in", "f", 1)
+        assert reports is not None
+        reports.link_connect("a.example", "pass", "192.0.2.1:1", "192.0.2.2:25")
+        for number in range(1000):
+            reports.link_identify("EHLO", f"{number}.example")
+            reports.link_auth("fail", f"user{number}")
+        played.told.clear()
+        await filters.set(played, life=2)
+        await place.processors.told()
+        new = played.events[played.events.index("link-connect a.example|pass|192.0.2.1:1|192.0.2.2:25") :]
+        assert new[1:] == ["link-identify EHLO|999.example", "link-auth fail|user999"]
+
+    play(scenario, filters, configuration("f"))
 
 
 def test_sessions_that_are_forgotten_leave_nothing():

@@ -11,8 +11,8 @@ import pytest
 
 from pillarbox.conf.model import EventReport, Proc
 from pillarbox.errors import TempFail
+from pillarbox.filters import asked, service
 from pillarbox.filters import processor as link
-from pillarbox.filters import service
 from pillarbox.filters.processor import Patience
 from pillarbox.roles.filters import EVENTS, Decision, Output, Phase, Question, Report, Said
 from tests.filters.rig import HASTY, Rig, command, configuration, event, gone, play
@@ -102,6 +102,20 @@ def test_local_deliveries_are_events_too(folder: Path) -> None:
         await rig.says("report|0.7|1576146008.006099|mda|delivery|0000000000000007|x|ok")
 
     run(folder, body, "listens")
+
+
+def test_local_deliveries_take_no_session_s_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "MAX_SESSIONS", 3)
+
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        await rig.tell(processor, rig.question())
+        for session in range(2, 12):
+            await rig.tell(processor, Report("mda", "delivery", session, 1576146008.006099, "x|ok"), teller="queue")
+        (status,) = await rig.filters.show()
+        assert status.waiting == 1
+
+    run(folder, body, "no_answer")
 
 
 def test_a_loop_that_reads_is_a_processor(folder: Path) -> None:

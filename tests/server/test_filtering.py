@@ -7,8 +7,10 @@ import struct
 import pytest
 
 from pillarbox.conf.model import Listener
+from pillarbox.errors import PermFail
 from pillarbox.filters.outbox import ROOM
-from pillarbox.roles.filters import Decision, Lines, Output, Phase, Question, Result
+from pillarbox.roles.filters import Decision, Lines, Output, Phase, Processor, Question, Result
+from pillarbox.roles.lookup import FilterOutcome
 from pillarbox.tables.table import MemoryTable
 from tests.filters.memory import MemoryFilters, decide, proceed
 
@@ -550,6 +552,25 @@ def test_a_transaction_does_not_outlive_a_processor_and_the_session_does():
     run(scenario, with_filters("f"), filters)
 
 
+def test_one_that_is_started_again_while_the_next_one_thinks_about_mail_does_not_know_of_it():
+    thinking: list[Question] = []
+    filters = MemoryFilters()
+    played = filters.add("f", phases="mail-from rcpt-to")
+    slow = filters.add("g", lambda q: thinking.append(q) or [], phases="mail-from")
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        c.writer.write(b"MAIL FROM:<s@x.example>\r\n")
+        await w.until(lambda: bool(thinking))
+        await filters.set(played, life=2)
+        await filters.say(slow, Result(thinking[0].session, thinking[0].token, Decision.PROCEED))
+        assert (await c.reply())[:3] == "250"
+        assert await c.send("RCPT TO:<alice@example.org>") == TRY_AGAIN
+
+    run(scenario, with_filters("f", "g"), filters)
+    assert [phase for phase, _ in played.questions] == ["mail-from"]
+
+
 def test_a_processor_without_a_say_in_the_transaction_is_not_missed():
     filters = MemoryFilters()
     played = filters.add("f", phases="connect", events="tx-mail")
@@ -559,6 +580,25 @@ def test_a_processor_without_a_say_in_the_transaction_is_not_missed():
         await c.send("MAIL FROM:<s@x.example>")
         await filters.set(played, life=2)
         assert (await c.send("RCPT TO:<alice@example.org>"))[:3] == "250"
+
+    run(scenario, with_filters("f"), filters)
+
+
+def test_a_session_that_outlives_the_filter_role_is_filtered_on():
+    filters = MemoryFilters()
+    played = filters.add("f", decide("mail-from", "reject", "550 no"), phases="mail-from")
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        processors = w.server._services.processors
+        processors.lost()
+        assert await c.send("MAIL FROM:<s@x.example>") == TRY_AGAIN
+        known, played.processor = played.processor, Processor(number=1, name="f", failed=True, why="it ended")
+        processors.attached()
+        await w.until(lambda: len(filters.joined) > 1)
+        assert await c.send("MAIL FROM:<s@x.example>") == TRY_AGAIN
+        await filters.set(played, life=2, known=True, phases=known.phases)
+        assert await c.send("MAIL FROM:<s@x.example>") == "550 no"
 
     run(scenario, with_filters("f"), filters)
 
@@ -664,6 +704,56 @@ def test_a_processor_that_does_not_read_holds_up_its_sessions_only_until_their_d
 
     run(scenario, with_filters("f", "g"), filters)
     assert not other.questions
+
+
+def test_one_that_does_not_read_and_may_be_left_out_is():
+    filters = MemoryFilters()
+    played = filters.add("f", phases="mail-from", events="protocol-client", timeout=0.05, fail_open=True)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        played.reading.clear()
+        (session,) = w.server._sessions
+        while not session.chain.congested:
+            assert (await c.send("NOOP " + "x" * 2000))[:3] == "250"
+        assert await c.send("NOOP") == "250 2.0.0 Ok"
+        assert await c.send("MAIL FROM:<s@x.example>") == "250 2.0.0 Ok"
+        assert sum('it did not read for 0.05 s" result="proceed"' in line for line in w.log) == 2
+        played.reading.set()
+
+    run(scenario, with_filters("f"), filters)
+
+
+@pytest.mark.parametrize(("line", "closes"), [("BDAT 6", True), ("MAIL FROM:<s@x.example>", False)])
+def test_what_follows_a_chunk_that_could_not_be_looked_at_is_no_command(line, closes):
+    filters = MemoryFilters()
+    played = filters.add("f", phases="mail-from", events="protocol-client", timeout=0.1)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        played.reading.clear()
+        noop = "NOOP " + "x" * 2000
+        while await c.send(noop) != TRY_AGAIN:
+            pass
+        answer = await c.send(f"{line}\r\nRSET\r\n".encode(), replies=1)
+        assert answer[0] in "45" and played.processor.life
+        assert await c.closed() if closes else await c.reply() == TRY_AGAIN
+        played.reading.set()
+
+    run(scenario, with_filters("f"), filters)
+
+
+@pytest.mark.parametrize("error", [PermFail("no such thing"), ValueError("a mistake of ours")])
+def test_nobody_comes_in_where_connect_could_not_be_decided(error):
+    async def scenario(w: World) -> None:
+        async def fails(_: object) -> FilterOutcome:
+            raise error
+
+        w.lookup.filter = fails  # type: ignore[method-assign]
+        c = await w.connect()
+        assert (await c.reply())[0] in "45" and await c.closed()
+
+    run(scenario, with_filters(builtins=(builtin("connect", "rdns", "reject", "550 no"),)))
 
 
 # --- what costs nothing -----------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import pytest
 from pillarbox.filters.stream import FULL
 from pillarbox.roles.filters import Lines, Output
 from pillarbox.roles.queue import INLINE_BODY
+from pillarbox.server.message import Incoming
+from pillarbox.smtp.states import State
 from tests.filters.memory import MemoryFilters, Played, decide, proceed
 
-from .filtering import TRY_AGAIN, run, with_filters
+from .filtering import TRY_AGAIN, builtin, run, with_filters
 from .memory import World
 
 
@@ -283,6 +285,29 @@ def test_a_client_that_leaves_within_a_message_discards_what_was_streamed():
     assert not any(item.last for item in played.told if isinstance(item, Lines))  # no end of a message that had none
 
 
+def test_a_client_that_leaves_while_the_queue_takes_what_was_made_is_no_mistake_of_ours():
+    filters, _ = filtered(proceed)
+
+    async def scenario(w: World) -> None:
+        c = await transaction(w)
+        await c.send("DATA")
+        w.queue.gate = asyncio.Event()
+        c.writer.write(b"Subject: slow\r\n\r\n" + (b"x" * 98 + b"\r\n") * 5_000)
+        (session,) = w.server._sessions
+        await w.until(lambda: session.tx.taking is not None)
+        c.writer.write(b".\r\n")
+        await w.until(lambda: session.state is State.IDENTIFIED)
+        connection = c.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        c.writer.transport.abort()
+        await w.until(lambda: not w.server._sessions)
+        w.queue.gate.set()
+        await w.until(lambda: bool(w.queue.discarded) and not w.server._tasks)
+        assert not w.queue.committed and "smtp: background work" not in w.log
+
+    run(scenario, with_filters("f"), filters)
+
+
 def test_a_filter_that_does_not_read_stops_the_client_and_then_the_message():
     filters, (played,) = filtered(proceed, timeout=0.2)
 
@@ -310,3 +335,44 @@ def test_a_malformed_message_is_refused_by_what_the_filter_made_of_it():
 
     run(mended, with_filters("f"), filters)
     run(spoilt, with_filters("f"), broken)
+
+
+def test_what_cannot_be_decided_at_the_end_of_a_message_ends_the_transaction():
+    filters = MemoryFilters()
+    played = filters.add("f", phases="rset", events="tx-rollback")
+
+    async def scenario(w: World) -> None:
+        c = await transaction(w)
+        await c.send("DATA")
+        c.writer.write(b"Subject: x\r\n\r\n" + (b"x" * 98 + b"\r\n") * 10_000)
+        await w.until(lambda: bool(w.queue.bodies))
+        w.lookup.fail = True
+        assert (await c.send(b".\r\n"))[:3] == "451"
+        (session,) = w.server._sessions
+        assert session.tx is None and not w.queue.committed
+        await w.until(lambda: bool(w.queue.discarded) and bool(played.events))
+        w.lookup.fail = False
+        assert (await c.message())[:3] == "250"
+
+    run(scenario, with_filters("f", builtins=(builtin("commit", "auth", "reject", "550 no"),)), filters)
+
+
+def test_a_message_of_which_something_could_not_be_kept_is_not_accepted(monkeypatch):
+    filters, _ = filtered(proceed)
+    add = Incoming.add
+
+    def fails_once(message: Incoming, data: bytes, lines: int) -> None:
+        if message.size > INLINE_BODY // 2:
+            monkeypatch.setattr(Incoming, "add", add)
+            raise MemoryError
+        add(message, data, lines)
+
+    async def scenario(w: World) -> None:
+        c = await transaction(w)
+        await c.send("DATA")
+        monkeypatch.setattr(Incoming, "add", fails_once)
+        c.writer.write(b"Subject: x\r\n\r\n" + (b"x" * 98 + b"\r\n") * 10_000)
+        await w.until(lambda: Incoming.add is add)
+        assert (await c.send(b".\r\n"))[:3] == "451" and not w.queue.committed
+
+    run(scenario, with_filters("f"), filters)

@@ -68,7 +68,8 @@ class Chain:
         self._tokens: dict[int, int] = {}  # what serves in this session instead of a filter's usual token
         self._message: MessageStream | None = None  # the last one
         self._opened: set[tuple[Outbox, int]] = set()  # where there may be something of a message
-        self._lives: dict[Outbox, int] | None = None  # of the processors when the transaction began
+        self._lives_at_mail: dict[Outbox, int] = {}  # of the processors
+        self._lives: dict[Outbox, int] | None = None  # likewise, while there is a transaction
 
     def has(self, phase: Phase) -> bool:
         """Is anybody asked in this phase?"""
@@ -88,13 +89,14 @@ class Chain:
                         await box.room()
                 except TimeoutError:
                     why = f"it did not read for {box.processor.timeout:g} s"
-                    self._say_failed(box.processor.name, "any", why, UNAVAILABLE)
-                    return _TRY_AGAIN
+                    verdict = self._without(box.processor.name, box, "any", why)
+                    if verdict is not None:
+                        return verdict
         return None
 
     def begin_transaction(self) -> None:
-        """A processor that is started again from here on knows nothing of it."""
-        self._lives = {box: box.processor.life for box in self._path.boxes_asked()}
+        """A processor that was started again since MAIL was asked about knows nothing of it."""
+        self._lives = self._lives_at_mail
 
     def end_transaction(self) -> None:
         """It is over, however it ended."""
@@ -127,6 +129,7 @@ class Chain:
             self._helo = param
         elif phase is Phase.MAIL_FROM:
             self._sender = param
+            self._lives_at_mail = {box: box.processor.life for box in self._path.boxes_asked()}
         self._rcpt = param if phase is Phase.RCPT_TO else ""
 
     async def _pass(self, phase: Phase, param: str) -> Verdict:
@@ -186,7 +189,7 @@ class Chain:
         if phase in _OF_TRANSACTION and self._lives is not None and self._lives.get(box) != box.processor.life:
             raise Unanswered(box.processor.why or "it was started again within the transaction")
 
-    def _without(self, name: str, box: Outbox, phase: Phase, why: str) -> Verdict | None:
+    def _without(self, name: str, box: Outbox, phase: str, why: str) -> Verdict | None:
         """A filter does not answer: the client is told to come back, or it goes on without (`fail open`: None)."""
         self._say_failed(name, phase, why, "proceed" if box.processor.fail_open else UNAVAILABLE)
         return None if box.processor.fail_open else _TRY_AGAIN

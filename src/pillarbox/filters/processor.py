@@ -14,7 +14,7 @@ from pillarbox.errors import TempFail
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import FilterProtocol, Heard, Violation
 from pillarbox.log import Log
-from pillarbox.roles.filters import Answer, Lines, Output, Question, Report, Result, Said, Told
+from pillarbox.roles.filters import MDA, Answer, Lines, Output, Question, Report, Result, Said, Told
 
 UNREAD = 1 << 20  # bytes that it has not read, above which who tells it something waits
 UNREAD_EVENTS = 8 << 20  # and above which events are dropped that only it waits for
@@ -124,7 +124,8 @@ class Link(asyncio.Protocol):
         return self._protocol.write(item)
 
     def _event(self, teller: str, report: Report) -> bytes:
-        self._asked.hears_of(report.session, teller)
+        if report.subsystem != MDA:  # a delivery is no session that could end
+            self._asked.hears_of(report.session, teller)
         if report.event == "link-disconnect":
             self._asked.ends(report.session)
         if f"{report.subsystem} {report.event}" not in self._protocol.events:

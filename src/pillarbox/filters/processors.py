@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from pillarbox.conf.model import Config, Relay
 from pillarbox.errors import PillarboxError
 from pillarbox.filters.outbox import Flow, Outbox
@@ -114,6 +116,9 @@ class Processors:
             box = self._boxes.get(processor.number)
             if box is None:
                 box = self._boxes[processor.number] = self._box(processor)
+            former = generation.boxes.get(processor.name)
+            if former is not None:
+                box.change(_remembering(box.processor, former.processor))
             generation.boxes[processor.name] = box
             if processor.life >= box.processor.life:  # else `changed` said since what has become of it
                 self._change(box, processor)
@@ -211,7 +216,7 @@ class Processors:
 
     def _change(self, box: Outbox, processor: Processor) -> None:
         begins = processor.life not in (0, box.processor.life)
-        box.change(processor)
+        box.change(_remembering(processor, box.processor))
         if begins:
             self._introduce(box)
 
@@ -228,6 +233,13 @@ class Processors:
                 path.refresh()
         waiting, self._changed = self._changed, asyncio.Event()
         waiting.set()
+
+
+def _remembering(processor: Processor, former: Processor) -> Processor:
+    """With what it registered before the filter role was restarted: nobody is left out for not being back yet."""
+    if processor.known or not former.known:
+        return processor
+    return msgspec.structs.replace(processor, known=True, failed=False, phases=former.phases, events=former.events)
 
 
 def _ended(processor: Processor, why: str) -> Processor:

@@ -26,7 +26,7 @@ class Reports:
         self._session = session
         self._listeners = listeners
         self._now = now
-        self._introduction: list[Report] = []  # the link-* events so far
+        self._introduction: dict[str, Report] = {}  # the link-* events so far, the last of each
 
     def wants(self, event: str) -> bool:
         """Does anybody listen? To be asked before a text is made that costs something."""
@@ -34,7 +34,7 @@ class Reports:
 
     def introduce(self, listener: Callable[[Report], None], events: Container[str]) -> None:
         """Tell somebody who has just begun to listen what has become of the connection so far, as it was told then."""
-        for report in self._introduction:
+        for report in self._introduction.values():
             if report.event in events:
                 listener(report)
 
@@ -47,7 +47,8 @@ class Reports:
 
     def _tell_link(self, event: str, text: str) -> None:
         report = Report(self._subsystem, event, self._session, self._now(), one_line(text))
-        self._introduction.append(report)
+        self._introduction.pop(event, None)  # it stands where it happened last
+        self._introduction[event] = report
         for listener in self._listeners.get(event, ()):
             listener(report)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
-from pillarbox.roles.filters import Answer, Filtered, Output, Processor
+from pillarbox.roles.filters import Answer, Filtered, Output, Processor, Result
 
 FULL = 4 << 20  # bytes of answers that a teller has not taken, above which those that give them are not read on
 _ROOM = FULL // 2
@@ -64,7 +64,7 @@ class Teller:
             batch = _Answers(number, life)
             self._waiting.append(batch)
         batch.answers.append(answer)
-        size = _SMALL + (len(answer.data) if isinstance(answer, Output) else 0)
+        size = _SMALL + len(_content(answer))
         batch.size += size
         self._size += size
         if self._size > FULL:
@@ -107,6 +107,12 @@ class Teller:
             held, self._held = self._held, set()
             for source in held:
                 source.let_go()
+
+
+def _content(answer: Answer) -> str | bytes:
+    if isinstance(answer, Output):
+        return answer.data
+    return answer.param if isinstance(answer, Result) else answer.text
 
 
 def _joined(answers: list[Answer]) -> list[Answer]:

@@ -114,8 +114,24 @@ def _take(session: "Session", outcome: Reply | Work | None) -> None:
 def _handle_line(session: "Session", raw: bytes) -> Reply | Work | None:
     """Obey a line, as soon as filters can be told of it."""
     if session.chain is not None and session.chain.congested:
-        return filtering.wait_for_room(session.chain, lambda: _obey_line(session, raw))
+        return filtering.wait_for_room(
+            session.chain,
+            lambda: _obey_line(session, raw),
+            refuse=lambda reply: _leave_line(session, raw, reply),
+        )
     return _obey_line(session, raw)
+
+
+def _leave_line(session: "Session", raw: bytes, reply: Reply) -> Reply:
+    """A line that is refused before anybody looked at it. An exchange of AUTH ends, as with any other refusal."""
+    line = raw.decode("utf-8", "surrogateescape")
+    secret, session.exchange = session.exchange is not None or session.auth_refused, None
+    session.verb, session.command = None, _HIDDEN if secret else line
+    if _MEANS_AUTH.match(line):
+        session.command = auth.without_secrets(line)
+    if not _MEANS_BDAT.match(line):
+        return reply
+    return Reply(421, *reply.lines, closes=True)  # octets follow, which are no commands
 
 
 def _obey_line(session: "Session", raw: bytes) -> Reply | Work | None:

@@ -7,7 +7,7 @@ proceeds, because a filter may rewrite it: then it is looked at (`check`) once m
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from pillarbox.errors import TempFail
+from pillarbox.errors import PillarboxError
 from pillarbox.filters.chain import Chain, Verdict
 from pillarbox.roles.filters import SMTP_IN, Decision, Phase
 from pillarbox.server.events import SessionEvents
@@ -65,7 +65,7 @@ async def introduce(session: "Session") -> Reply | None:
     chain.rdns, chain.fcrdns, chain.src = name.name or "<unknown>", name.fcrdns, session.peer.address
     try:
         verdict = await _connect(session, chain, registered=registered)
-    except TempFail as error:
+    except PillarboxError as error:
         session.services.log.warn(f"smtp: {session.id:016x}: {error}")
         return Reply(451, replies.TEMPORARY_FAILURE.lines[0], closes=True)
     refusal = _obey(session, verdict)
@@ -160,11 +160,11 @@ def refusal_of(verdict: Verdict) -> Reply:
     return Reply(int(verdict.param[:3]), verdict.param[4:], closes=verdict.decision is Decision.DISCONNECT)
 
 
-async def wait_for_room(chain: Chain, then: Callable[[], Outcome]) -> Reply | None:
+async def wait_for_room(chain: Chain, then: Callable[[], Outcome], *, refuse: Callable[[Reply], Reply]) -> Reply | None:
     """A processor does not read what it is told: go on when it does, or say that this cannot be done now."""
     refusal = await chain.room()
     if refusal is not None:
-        return refusal_of(refusal)
+        return refuse(refusal_of(refusal))
     outcome = then()
     return outcome if isinstance(outcome, Reply) or outcome is None else await outcome
 

@@ -104,7 +104,7 @@ def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Rep
     assert tx is not None and tx.message is not None
     session.state = State.IDENTIFIED
     if session.chain is not None:
-        return _end_filtered(session, session.chain, tx, tx.message, event)
+        return _answer_filtered(session, session.chain, tx, tx.message, event)
     if event.problem is None:
         tx.message.add(event.data, event.lines)
         tx.message.finish()
@@ -115,6 +115,18 @@ def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Rep
     if tx.message.failure is None:
         return _commit(session, tx, tx.message)
     return refuse(session, tx.message.failure)
+
+
+async def _answer_filtered(
+    session: "Session", chain: Chain, tx: Transaction, message: Incoming, event: EndOfBody
+) -> Reply | None:
+    """Whatever goes wrong on the way, the transaction is over: its message has ended."""
+    try:
+        return await _end_filtered(session, chain, tx, message, event)
+    except BaseException:
+        if session.tx is tx:
+            session.reset()
+        raise
 
 
 async def _end_filtered(
@@ -161,8 +173,13 @@ async def _take_made(session: "Session", tx: Transaction, done: "asyncio.Future[
     try:
         while session.tx is tx and (made := tx.stream.take()):
             await _add_made(session, tx, made)
+    except BaseException:
+        if tx.message is not None and tx.message.failure is None:
+            tx.message.fail(replies.TEMPORARY_FAILURE)  # there is a hole in it
+        raise
     finally:
-        done.set_result(None)
+        if not done.done():  # whoever waits for it may have been cancelled
+            done.set_result(None)
 
 
 async def _add_made(session: "Session", tx: Transaction, made: bytes) -> None:
