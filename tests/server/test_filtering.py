@@ -11,6 +11,8 @@ from pillarbox.errors import PermFail
 from pillarbox.filters.outbox import ROOM
 from pillarbox.roles.filters import Decision, Lines, Output, Phase, Processor, Question, Result
 from pillarbox.roles.lookup import FilterOutcome
+from pillarbox.smtp.sasl.exchange import Circumstances
+from pillarbox.smtp.sasl.mechanisms import MECHANISMS
 from pillarbox.tables.table import MemoryTable
 from tests.filters.memory import MemoryFilters, decide, proceed
 
@@ -739,6 +741,25 @@ def test_what_follows_a_chunk_that_could_not_be_looked_at_is_no_command(line, cl
         assert answer[0] in "45" and played.processor.life
         assert await c.closed() if closes else await c.reply() == TRY_AGAIN
         played.reading.set()
+
+    run(scenario, with_filters("f"), filters)
+
+
+def test_a_password_that_could_not_be_looked_at_ends_its_exchange_and_is_not_logged():
+    filters = MemoryFilters()
+    played = filters.add("f", phases="mail-from", events="protocol-client", timeout=0.1)
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        played.reading.clear()
+        while await c.send("NOOP " + "x" * 2000) != TRY_AGAIN:
+            pass
+        (session,) = w.server._sessions
+        session.exchange = MECHANISMS["PLAIN"](Circumstances(nonce="", bindings={}, plus=False))
+        assert await c.send("AGFsaWNlAHNlY3JldA==") == TRY_AGAIN
+        assert session.exchange is None and not any("AGFs" in line for line in w.log)
+        played.reading.set()
+        assert (await c.send("NOOP"))[:3] == "250"
 
     run(scenario, with_filters("f"), filters)
 
