@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tests.soak.soak import Outcome
 
 SLOWER = 3.0  # times the quiet p99
-_NOTICEABLE = 0.25  # seconds: less is never too slow, and is what a busy machine does by itself
+_NOTICEABLE = 0.1  # seconds: less is never too slow, and is what a busy machine does by itself
 _MEGABYTES = 12.0  # that memory may grow: allocators keep what they once had
 
 
