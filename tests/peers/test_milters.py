@@ -171,7 +171,12 @@ def test_without_its_milter_mail_waits_and_with_it_again_goes_on(folder: Path, w
 
 def bridges(server: Server) -> list[int]:
     """The processes of `filter-milter`."""
-    return [pid for pid in server.pids() if b"filter-milter" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for pid in server.pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            if b"filter-milter" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 @pytest.mark.parametrize("victim", ["milter", "bridge"])
