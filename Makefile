@@ -26,8 +26,9 @@ corpus-reference: setup peers  ## the same dialogues against Debian's OpenSMTPD:
 	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.corpus.runner --reference \
 	    $(if $(DIR),--dir "$(DIR)") $(if $(K),-k "$(K)") $(if $(RECORD),--record "$(RECORD)")
 
-soak: setup  ## honest mail beside 200 clients that misbehave, for half an hour: make soak [SOAK="--minutes 5 --wiring one"]
-	@PILLARBOX_HOME="$(HOME_DIR)" $(BIN)/python -m tests.soak $(SOAK)
+soak: setup peers  ## the long tests, and honest mail beside 200 clients that misbehave, for half an hour: make soak [SOAK="--minutes 5 --wiring one"]
+	@export PATH="$(BIN):$$PATH" PILLARBOX_HOME="$(HOME_DIR)"; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long && $(BIN)/python -m tests.soak $(SOAK)
 
 style: setup
 	@$(BIN)/ruff check -q && $(BIN)/ruff format -q --check && echo "style: ok"

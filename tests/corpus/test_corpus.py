@@ -1,4 +1,8 @@
-"""Every recorded case is a test, in both wirings. What waits for a feature is skipped by name (pending.toml)."""
+"""Every recorded case is a test, in both wirings. What waits for a feature is skipped by name (pending.toml).
+
+Filter cases, each of which starts a server of its own, take turns: one is played in one process, the next in many;
+`make soak` and `make corpus` play all in both.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -21,8 +25,10 @@ def _params(kinds: Iterable[str]) -> list[ParameterSet]:
         for kind in kinds:
             if kind in ONE_WIRING and wiring is not Wiring.ONE:
                 continue
-            for case in select(HERE, kind):
+            for number, case in enumerate(select(HERE, kind)):
                 marks = [pytest.mark.xdist_group(f"{kind}-{wiring}")] if kind in SEQUENCES else []
+                if kind == "filter" and (number % 2 == 0) is not (wiring is Wiring.ONE):
+                    marks.append(pytest.mark.long)
                 if waits := waits_for(case, _WAITING):
                     marks.append(pytest.mark.skip(reason=f"waits for {waits}"))
                 found.append(pytest.param(case, wiring, id=f"{wiring}-{case.name}", marks=marks))

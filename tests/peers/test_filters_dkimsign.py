@@ -65,7 +65,10 @@ def delivered(user: str = "alice") -> list[bytes]:
     return [f.read_bytes().replace(b"\n", b"\r\n") for f in sorted(new.iterdir())] if new.exists() else []
 
 
-@pytest.mark.parametrize("options", ["", "-c relaxed/relaxed -t", "-c simple/relaxed -x 3600"])
+@pytest.mark.parametrize(
+    "options",
+    ["", *(pytest.param(o, marks=pytest.mark.long) for o in ("-c relaxed/relaxed -t", "-c simple/relaxed -x 3600"))],
+)
 def test_signatures_are_valid_whatever_is_in_the_body(
     folder: Path, wiring: Wiring, key: rsa.RSAPrivateKey, options: str
 ) -> None:

@@ -68,7 +68,9 @@ def test_scores_decide_who_is_refused_whose_mail_is_junk_and_what_the_header_say
 
 
 @pytest.mark.usefixtures("names")
-@pytest.mark.parametrize("phase", ["ehlo", "mail-from", "rcpt-to", "data"])
+@pytest.mark.parametrize(
+    "phase", ["rcpt-to", *(pytest.param(p, marks=pytest.mark.long) for p in ("ehlo", "mail-from", "data"))]
+)
 def test_bad_addresses_are_refused_in_the_phase_that_was_chosen(folder: Path, wiring: Wiring, phase: str) -> None:
     port = free_port()
     with serve(folder, wiring, port, f"-blockBelow 20 -blockPhase {phase}"):

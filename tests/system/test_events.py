@@ -137,6 +137,7 @@ def test_everything_that_happened_is_in_the_log(site: Site) -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_message_is_followed_from_its_arrival_to_its_delivery(site: Site) -> None:
     (out,) = site.recorded(event="tx-commit", subsystem="smtp-out")
     arrival = next(one for one in site.recorded(event="tx-mail") if one["fields"]["address"] == "s@other.example")
@@ -154,6 +155,7 @@ def test_a_message_is_followed_from_its_arrival_to_its_delivery(site: Site) -> N
     assert one.out.splitlines()[-1].endswith("-- disconnected")
 
 
+@pytest.mark.long
 def test_figures_tell_who_came_and_what_was_refused(site: Site) -> None:
     figures = json.loads(site.events("stats", "--json").out)["subsystems"]
     assert figures["smtp-in"]["peers"]["most"] == [{"value": "127.0.0.1", "count": 6}]

@@ -16,13 +16,14 @@ from tests.system.test_crash import role
 
 WORKS = 6  # messages through the filter, after which it is said to work
 # How each fault shows: at once, since the answer is wrong or the program gone, or when the time for an answer is over.
-AT_ONCE = [
-    "mail-from death", "mail-from garbage", "mail-from noise", "mail-from unknown-decision", "mail-from hung-up",
-    "mail-from endless-line", "mail-from wrong-token", "data-line death", "data-line garbage", "commit death",
-    "commit garbage", "commit unknown-decision",
+AT_ONCE = ["mail-from garbage", "data-line death", "commit unknown-decision"]
+IN_TIME = ["mail-from deaf", "data-line flood", "commit mute"]
+# The same, in other phases and ways.
+MORE = [
+    "mail-from death", "mail-from noise", "mail-from unknown-decision", "mail-from hung-up", "mail-from endless-line",
+    "mail-from wrong-token", "data-line garbage", "commit death", "commit garbage", "mail-from mute", "mail-from flood",
+    "data-line mute", "data-line deaf", "data-line endless-message",
 ]  # fmt: skip
-IN_TIME = ["mail-from mute", "mail-from deaf", "mail-from flood", "data-line mute", "data-line deaf", "data-line flood",
-           "data-line endless-message", "commit mute"]  # fmt: skip
 
 
 async def works(it: Site, made: Load) -> None:
@@ -94,7 +95,7 @@ def _state(pid: int) -> str:
         return ""
 
 
-@pytest.mark.parametrize("order", AT_ONCE + IN_TIME)
+@pytest.mark.parametrize("order", AT_ONCE + IN_TIME + [pytest.param(more, marks=pytest.mark.long) for more in MORE])
 def test_a_filter_that_misbehaves_puts_its_own_mail_off_and_no_other(folder: Path, wiring: Wiring, order: str) -> None:
     with site(folder, wiring) as it:
 
@@ -210,8 +211,9 @@ def test_fail_open_lets_mail_pass_where_the_filter_fails(folder: Path, wiring: W
         made = asyncio.run(run())
         check(it, made)
         unnoticed(made)
-        if not order.startswith("data-line"):  # of a message that was half through, nobody knows the other half
-            assert "451" not in made.filtered.codes, (made.filtered.codes, it.server.log()[-3000:])
+        # Of a message that was half through, nobody knows the other half.
+        halves = it.server.log().count("phase=data-line")
+        assert made.filtered.codes["451"] <= halves, (made.filtered.codes, it.server.log()[-3000:])
 
 
 def test_a_filter_that_cannot_be_started_stops_its_own_mail_only(folder: Path, wiring: Wiring) -> None:
