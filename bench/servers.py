@@ -234,12 +234,13 @@ class OpenSMTPD(Server):
         for name in ("purge", "temporary"):
             make(spool / name, 0o700, queue_user.pw_uid)
         make(Path("/var/lib/opensmtpd/empty"))
-        for source, target in ((spool, "/var/spool/smtpd"), (root / "libexec/opensmtpd", "/usr/libexec/opensmtpd")):
-            if not os.path.ismount(target):
-                make(Path(target))
-            else:
-                subprocess.run(["umount", target], check=True)
-            subprocess.run(["mount", "--bind", str(source), target], check=True)
+        self._mount(spool, Path("/var/spool/smtpd"))
+        libexec, programs = Path("/usr/libexec/opensmtpd"), self.folder / "libexec"
+        make(programs)
+        self._unmount(libexec)
+        for file in (*libexec.glob("filter-*"), *(root / "libexec/opensmtpd").iterdir()):
+            shutil.copy2(file, programs)  # filters that are installed stay there
+        self._mount(programs, libexec)
         self.conf = self.folder / "smtpd.conf"
         self.conf.write_text(
             f"smtp limit max-mails 1000000\n{_LIMITS}"
@@ -248,6 +249,15 @@ class OpenSMTPD(Server):
             f'action "out" relay host "smtp://127.0.0.1:{SINK_PORT}"\n'
             'match from any for domain "bench.test" action "local"\nmatch from any for any action "out"\n'
         )
+
+    def _unmount(self, target: Path) -> None:
+        if os.path.ismount(target):
+            subprocess.run(["umount", str(target)], check=True)
+
+    def _mount(self, source: Path, target: Path) -> None:
+        self._unmount(target)
+        make(target)
+        subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
 
     def launch(self) -> None:
         paused = [] if self.deliver else ["-P", "mda", "-P", "mta"]
