@@ -253,11 +253,11 @@ def test_show_filters_is_a_line_for_each() -> None:
             ),
             Status(name="log", command="/log", state="down", since=time.time(), why="exec: \x1b not found"),
         ]
-        shown = [re.sub(r"since=2h5m\d+s", "since=2h5m", line) for line in ctl(server, "show", "filters")[1]]
+        shown = [re.sub(r"since=(2h5m|)\d+s", r"since=\1", line) for line in ctl(server, "show", "filters")[1]]
         assert shown == [
             "rspamd running pid=4711 since=2h5m restarts=2 waiting=3 dropped=4 phases=connect,data-line,commit "
             'events=smtp-in/*,smtp-out/tx-mail,smtp-out/tx-rcpt command="/usr/bin/filter-rspamd -s "x""',
-            "log down pid=- since=0s restarts=0 waiting=0 dropped=0 phases=- events=- "
+            "log down pid=- since= restarts=0 waiting=0 dropped=0 phases=- events=- "
             'command="/log" why="exec: \\^[ not found"',
         ]
         server.filters.rows = [Status(name=f"f{n}", command="/f", state="running") for n in range(250)]
