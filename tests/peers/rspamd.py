@@ -1,10 +1,12 @@
 """Rspamd with Debian's configuration, in a folder of its own; it asks a Redis and the sandbox's name server only."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.backends.servers import USER, Database, home, program
 from tests.peers.dkimkeys import new_key
-from tests.system.server import free_port
+from tests.system.server import Server, Wiring, free_port
 
 # What would ask the Internet. The rest is what Debian's configuration makes of a message.
 _REMOTE = ["asn", "dmarc", "fuzzy_check", "mid", "phishing", "rbl", "rspamd_update", "spf", "surbl", "whitelist"]
@@ -40,3 +42,16 @@ class Rspamd(Database):
         places = ("LOCAL_CONFDIR", "DBDIR", "RUNDIR", "LOGDIR")
         argv = [rspamd, "-f", "-c", "/etc/rspamd/rspamd.conf", *[f"--var={place}={folder}" for place in places]]
         super().__init__(folder, argv, port=port)
+
+
+@contextlib.contextmanager
+def scanned(folder: Path, wiring: Wiring, command: str) -> Iterator[tuple[Server, int]]:
+    """A server that asks this filter about everything, with junk in a folder of its own; and its port."""
+    port = free_port()
+    config = (
+        f'filter "rspamd" proc-exec "{command}"\n'
+        f'listen on 127.0.0.1 port {port} hostname mail.example.org filter "rspamd"\n'
+        'action "a" maildir junk\nmatch from any for domain "example.org" action "a"\n'
+    )
+    with Server(folder / "server", config, wiring) as server:
+        yield server, port

@@ -1,11 +1,11 @@
 """Debian's opensmtpd-filter-rspamd, unmodified, with Rspamd and Redis behind it."""
 
 import concurrent.futures
-import contextlib
 import os
 import smtplib
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import pytest
 from tests.backends.servers import RedisServer, program, running
 from tests.peers.dkimkeys import verified
 from tests.peers.programs import debian_filter
-from tests.peers.rspamd import ADD_HEADER, REJECT, REWRITE_SUBJECT, Rspamd
+from tests.peers.rspamd import ADD_HEADER, REJECT, REWRITE_SUBJECT, Rspamd, scanned
 from tests.system.nameserver import MISSING, name_server
-from tests.system.server import Server, Wiring, free_port, wait_for
+from tests.system.server import Server, Wiring, wait_for
 
 pytestmark = [
     pytest.mark.usefixtures("machine", "homes"),
@@ -42,17 +42,9 @@ def rspamd(place: Path, redis: RedisServer) -> Iterator[Rspamd]:
         yield scanner
 
 
-@contextlib.contextmanager
-def filtered(folder: Path, wiring: Wiring, rspamd: Rspamd) -> Iterator[tuple[Server, int]]:
+def filtered(folder: Path, wiring: Wiring, rspamd: Rspamd) -> AbstractContextManager[tuple[Server, int]]:
     """A server that asks the scanner about everything, and its port."""
-    port = free_port()
-    config = (
-        f'filter "rspamd" proc-exec "{debian_filter("rspamd")} -url {rspamd.url}"\n'
-        f'listen on 127.0.0.1 port {port} hostname mail.example.org filter "rspamd"\n'
-        'action "a" maildir junk\nmatch from any for domain "example.org" action "a"\n'
-    )
-    with Server(folder / "server", config, wiring) as server:
-        yield server, port
+    return scanned(folder, wiring, f"{debian_filter('rspamd')} -url {rspamd.url}")
 
 
 def message(body: str, rcpt: str = "alice@example.org") -> EmailMessage:

@@ -1,9 +1,9 @@
 """Rspamd as a milter, behind `filter-milter`: scores, refuses, marks and signs as it does for other servers."""
 
-import contextlib
 import os
 import smtplib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.backends.servers import RedisServer, running
 from tests.peers.dkimkeys import verified
-from tests.peers.rspamd import ADD_HEADER, REJECT, REWRITE_SUBJECT, Rspamd
+from tests.peers.rspamd import ADD_HEADER, REJECT, REWRITE_SUBJECT, Rspamd, scanned
 from tests.system.nameserver import MISSING, name_server
 from tests.system.server import Server, Wiring, free_port, wait_for
 
@@ -47,17 +47,9 @@ def milter(place: Path) -> Iterator[tuple[Rspamd, str]]:
             yield scanner, f"inet:{port}@127.0.0.1"
 
 
-@contextlib.contextmanager
-def filtered(folder: Path, wiring: Wiring, address: str) -> Iterator[tuple[Server, int]]:
+def filtered(folder: Path, wiring: Wiring, address: str) -> AbstractContextManager[tuple[Server, int]]:
     """A server that asks the milter about everything, and its port."""
-    port = free_port()
-    config = (
-        f'filter "rspamd" proc-exec "filter-milter {address}"\n'
-        f'listen on 127.0.0.1 port {port} hostname mail.example.org filter "rspamd"\n'
-        'action "a" maildir junk\nmatch from any for domain "example.org" action "a"\n'
-    )
-    with Server(folder / "server", config, wiring) as server:
-        yield server, port
+    return scanned(folder, wiring, f"filter-milter {address}")
 
 
 def message(body: str, sender: str = "sender@client.example.net") -> EmailMessage:

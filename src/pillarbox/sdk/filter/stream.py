@@ -159,45 +159,65 @@ class LineStage:
         return lines
 
 
+class _Held:
+    """Lines that a stage keeps until they are whole: at most `limit` bytes, and what there is room for."""
+
+    def __init__(self, limit: int, room: Room) -> None:
+        self.lines: list[str] = []
+        self.passing = False  # nothing is kept any more
+        self._limit = limit
+        self._room = room
+        self._size = 0
+
+    def keep(self, lines: list[str]) -> bool:
+        """Keep them, too; False: that is more than may be."""
+        size = sum(map(len, lines)) + 2 * len(lines)
+        self.lines += lines
+        if self._size + size > self._limit or not self._room.take(size):
+            return False
+        self._size += size
+        return True
+
+    def let_go(self) -> list[str]:
+        """All of them; what comes from now on passes."""
+        held, self.lines = self.lines, []
+        self.passing = True
+        self.close()
+        return held
+
+    def close(self) -> None:
+        """The room is others'."""
+        self._room.give(self._size)
+        self._size = 0
+
+
 class HeaderStage:
     """Holds the header section back until it is whole; the body passes."""
 
     def __init__(self, handler: Handler, place: Place) -> None:
         self._handler = handler
         self._place = place
-        self._held: list[str] = []
-        self._size = 0
-        self._passing = False
+        self._held = _Held(HEADERS_LIMIT, place.room)
 
     async def feed(self, lines: list[str]) -> list[str]:
         """See Stage."""
-        if self._passing:
+        if self._held.passing:
             return lines
         end = lines.index("") if "" in lines else len(lines)
-        if not self._hold(lines[:end]):
-            return [*self._let_go(), *lines[end:]]
+        if not self._held.keep(lines[:end]):
+            return [*self._held.let_go(), *lines[end:]]
         return [*await self._finish(), *lines[end:]] if end < len(lines) else []
 
     async def end(self) -> list[str]:
         """See Stage."""
-        return [] if self._passing else await self._finish()
+        return [] if self._held.passing else await self._finish()
 
     def close(self) -> None:
         """See Stage."""
-        self._place.room.give(self._size)
-        self._size = 0
-
-    def _hold(self, lines: list[str]) -> bool:
-        """Keep them; False: that is more than there is room for."""
-        size = sum(map(len, lines)) + 2 * len(lines)
-        self._held += lines
-        if self._size + size > HEADERS_LIMIT or not self._place.room.take(size):
-            return False
-        self._size += size
-        return True
+        self._held.close()
 
     async def _finish(self) -> list[str]:
-        held = self._let_go()
+        held = self._held.let_go()
         headers = Headers(held)
         try:
             decision = await call(self._handler, self._place.deadline, self._place.session, headers)
@@ -208,12 +228,6 @@ class HeaderStage:
             self._place.failed(error)
             return held
 
-    def _let_go(self) -> list[str]:
-        held, self._held = self._held, []
-        self._passing = True
-        self.close()
-        return held
-
 
 class MessageStage:
     """Holds the message back until it is whole, unless it gets too large."""
@@ -221,28 +235,23 @@ class MessageStage:
     def __init__(self, whole: WholeMessage, place: Place) -> None:
         self._whole = whole
         self._place = place
-        self._held: list[str] = []
-        self._size = 0
-        self._passing = False
+        self._held = _Held(whole.limit, place.room)
 
     async def feed(self, lines: list[str]) -> list[str]:
         """See Stage."""
-        if self._passing:
+        if self._held.passing:
             return lines
-        size = sum(map(len, lines)) + 2 * len(lines)
-        self._held += lines
-        if self._size + size <= self._whole.limit and self._place.room.take(size):
-            self._size += size
+        if self._held.keep(lines):
             return []
         if self._whole.above is not None:
             self._place.decide(self._whole.above)
-        return self._let_go()
+        return self._held.let_go()
 
     async def end(self) -> list[str]:
         """See Stage."""
-        if self._passing:
+        if self._held.passing:
             return []
-        lines = self._held
+        lines = self._held.lines
         message = Message(lines)
         try:
             result = await call(self._whole.handler, self._place.deadline, self._place.session, message)
@@ -253,19 +262,12 @@ class MessageStage:
             lines = message.lines()
         except Exception as error:  # noqa: BLE001 - the author's code: the message goes on, and is decided at commit
             self._place.failed(error)
-        self._let_go()
+        self._held.let_go()
         return lines
 
     def close(self) -> None:
         """See Stage."""
-        self._place.room.give(self._size)
-        self._size = 0
-
-    def _let_go(self) -> list[str]:
-        held, self._held = self._held, []
-        self._passing = True
-        self.close()
-        return held
+        self._held.close()
 
 
 def _decision(given: Any) -> Decision:
