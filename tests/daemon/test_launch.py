@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pillarbox.daemon import interfaces, launch
-from pillarbox.daemon.privileges import Account
+from pillarbox.daemon.processes.privileges import Account
 from pillarbox.errors import PillarboxError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to another user")

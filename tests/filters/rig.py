@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from pillarbox.conf.model import Config, EventReport, Filter, Listener, Proc, SmtpOptions
-from pillarbox.daemon.filterprograms import FilterPrograms
-from pillarbox.daemon.handed import HandedProgram, HandedPrograms
-from pillarbox.daemon.programs import Programs
+from pillarbox.daemon.programs.filters import FilterPrograms
+from pillarbox.daemon.programs.handed import HandedProgram, HandedPrograms
+from pillarbox.daemon.programs.programs import Programs
 from pillarbox.filters.processor import Patience
 from pillarbox.filters.service import FilterService
 from pillarbox.log import Log

@@ -4,7 +4,7 @@ import asyncio
 import io
 
 from pillarbox.conf.model import Config, Criterion, Local, Relay, Rule, SmtpOptions, Srs, Table, TableKind
-from pillarbox.daemon.plans import Plans
+from pillarbox.daemon.assembly.plans import Plans
 from pillarbox.errors import PermFail, TempFail
 from pillarbox.log import Log
 from pillarbox.mail.envelope import decode_envelope

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pillarbox.conf.model import Local, Relay, Table, TableKind
-from pillarbox.daemon.programs import Programs
+from pillarbox.daemon.programs.programs import Programs
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.routing.lookup import Lookup

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pillarbox.daemon.programs import Programs
+from pillarbox.daemon.programs.programs import Programs
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
 from pillarbox.tables import link

@@ -13,10 +13,10 @@ from pillarbox import places
 from pillarbox.conf.build import load_config
 from pillarbox.conf.model import Config, Listener, Pki
 from pillarbox.daemon import interfaces
+from pillarbox.daemon.assembly.plans import Plans
 from pillarbox.daemon.check import Machine, read_file
-from pillarbox.daemon.forwards import Forwards
 from pillarbox.daemon.hanging import Hanging
-from pillarbox.daemon.plans import Plans
+from pillarbox.daemon.system.forwards import Forwards
 from pillarbox.dns.resolver import Resolver
 from pillarbox.errors import TempFail
 from pillarbox.log import Log

@@ -13,10 +13,11 @@ from typing import Any
 
 from pillarbox import __version__, places
 from pillarbox.conf.model import Config
-from pillarbox.daemon import activation, interfaces, lock, privileges
+from pillarbox.daemon import activation, interfaces, lock
 from pillarbox.daemon.check import log_warnings
-from pillarbox.daemon.filterprograms import check_processors
-from pillarbox.daemon.generations import read_generation
+from pillarbox.daemon.processes import privileges
+from pillarbox.daemon.programs.filters import check_processors
+from pillarbox.daemon.reload.generations import read_generation
 from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.unserved import refuse_unserved
 from pillarbox.errors import PillarboxError

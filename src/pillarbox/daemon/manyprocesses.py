@@ -4,13 +4,13 @@ import asyncio
 import time
 
 from pillarbox.daemon import launch
-from pillarbox.daemon.generations import Generations
-from pillarbox.daemon.parent import Parent
-from pillarbox.daemon.parentservices import ParentServices
+from pillarbox.daemon.assembly.parent import ParentServices
 from pillarbox.daemon.peers import Peers
-from pillarbox.daemon.privileges import Account
-from pillarbox.daemon.reload import Reloader
-from pillarbox.daemon.retirement import Retirement
+from pillarbox.daemon.processes.parent import Parent
+from pillarbox.daemon.processes.privileges import Account
+from pillarbox.daemon.reload.generations import Generations
+from pillarbox.daemon.reload.reload import Reloader
+from pillarbox.daemon.reload.retirement import Retirement
 from pillarbox.daemon.settings import Generation, Settings
 from pillarbox.daemon.wiring import PARENT
 from pillarbox.log import Log

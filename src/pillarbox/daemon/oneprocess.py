@@ -6,16 +6,16 @@ import os
 import time
 
 from pillarbox.daemon import activation, launch
-from pillarbox.daemon.collector import spare_what_is_built
-from pillarbox.daemon.generations import Generations
-from pillarbox.daemon.members import LocalRole, Member
-from pillarbox.daemon.parent import DRAIN_DEADLINE, START_DEADLINE
-from pillarbox.daemon.parentservices import ParentServices
+from pillarbox.daemon.assembly.build import build_role
+from pillarbox.daemon.assembly.parent import ParentServices
 from pillarbox.daemon.peers import Peers, kind
-from pillarbox.daemon.reload import Reloader
-from pillarbox.daemon.retirement import Retirement
+from pillarbox.daemon.processes.collector import spare_what_is_built
+from pillarbox.daemon.processes.parent import DRAIN_DEADLINE, START_DEADLINE
+from pillarbox.daemon.reload.generations import Generations
+from pillarbox.daemon.reload.members import LocalRole, Member
+from pillarbox.daemon.reload.reload import Reloader
+from pillarbox.daemon.reload.retirement import Retirement
 from pillarbox.daemon.role import Role
-from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot, Generation, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE
 from pillarbox.errors import PillarboxError
@@ -86,7 +86,7 @@ async def _join(
         paused=settings.paused,
         seal_key=os.urandom(32),
     )
-    roles = {name: await BUILDERS[kind(name)](boot, peers[name], log) for name in _NAMES}
+    roles = {name: await build_role(kind(name), boot, peers[name], log) for name in _NAMES}
     services = {name: role.services for name, role in roles.items()} | {PARENT: parent.services}
     parent.programs.hand = lambda token, connection: roles[LOOKUP].add_program(token, connection.dup())
     parent.filter_programs.hand = lambda token, connection: roles[FILTER].add_program(token, connection.dup())

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from pillarbox.daemon import privileges
-from pillarbox.daemon.changes import CHANGES, Changes
-from pillarbox.daemon.channel import Channel, Message, read_memory, receive_message
-from pillarbox.daemon.collector import spare_what_is_built
+from pillarbox.daemon.assembly.build import build_role
 from pillarbox.daemon.peers import Peers
+from pillarbox.daemon.processes import privileges
+from pillarbox.daemon.processes.channel import Channel, Message, read_memory, receive_message
+from pillarbox.daemon.processes.collector import spare_what_is_built
+from pillarbox.daemon.reload.changes import CHANGES, Changes
 from pillarbox.daemon.role import Role
-from pillarbox.daemon.roles import BUILDERS
 from pillarbox.daemon.settings import Boot
 from pillarbox.daemon.wiring import DISPATCHER
 from pillarbox.errors import PillarboxError
@@ -81,7 +81,7 @@ async def _run(boot: Boot, channel: Channel, first: Message, descriptors: list[i
     if boot.account is not None:
         privileges.become(privileges.Account(*boot.account))
     privileges.renounce()
-    role = await BUILDERS[boot.role](boot, peers, log)
+    role = await build_role(boot.role, boot, peers, log)
     for address, sock in listening.items():
         role.add_socket(address, sock)
     await _serve(role, peers, links, channel, log)

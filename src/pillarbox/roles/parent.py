@@ -1,6 +1,6 @@
 """What needs the parent's rights: `System` (`daemon/system`), and programs that are not ours.
 
-Those are `Programs` for tables (`daemon/tableprograms`) and `FilterPrograms` for filters (`daemon/filterprograms`).
+Those are `Programs` for tables (`daemon/programs/tables`) and `FilterPrograms` for filters (`daemon/programs/filters`).
 """
 
 from typing import Protocol

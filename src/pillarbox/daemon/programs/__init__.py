@@ -1,0 +1,1 @@
+"""Programs that are not ours (tables, filters): started by the parent, their sockets handed to who talks to them."""

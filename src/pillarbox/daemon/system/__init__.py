@@ -1,0 +1,1 @@
+"""What only the parent may do for lookup: `.forward` as its owner, passwords of system users, files that are closed."""
