@@ -146,6 +146,7 @@ def test_a_frame_that_never_ends_is_not_waited_for() -> None:
 
 def test_a_client_that_never_reads_is_dropped() -> None:
     with serving(limits=Limits(answer=0.2)) as server, connect(server) as connection:
+        assert ask(connection, wire.ShowStatus()) == wire.Lines([])  # it is served
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         server.queue.add(*(envelope(1 << 32 | n, errorline="x" * 800) for n in range(1, 1000)))
         with contextlib.suppress(ConnectionError, TimeoutError):

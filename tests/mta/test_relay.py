@@ -31,9 +31,6 @@ class Orders:
             raise self.failure
         self.orders.append(order)
 
-    async def close_session(self, session):
-        pass
-
     async def in_flight(self):
         return self.held
 

@@ -20,6 +20,7 @@ from pillarbox.daemon.system.forwards import Forwards
 from pillarbox.dns.resolver import Resolver
 from pillarbox.errors import TempFail
 from pillarbox.log import Log
+from pillarbox.mail.seal import KEY_SIZE
 from pillarbox.roles.explain import Explanation, Question
 from pillarbox.roles.parent import System
 from pillarbox.routing.lookup import Lookup
@@ -81,7 +82,7 @@ async def explain_config(config: Config, question: Question, log: Log) -> Explan
         resolver=Resolver(
             nameservers=[(resolver.address, resolver.port)] if resolver.address else None, now=time.monotonic
         ),
-        seal_key=os.urandom(32),
+        seal_key=os.urandom(KEY_SIZE),
         log=log,
         now=time.time,
         local_addresses=lambda: addresses,

@@ -20,6 +20,7 @@ from pillarbox.daemon.settings import Boot, Generation, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE
 from pillarbox.errors import PillarboxError
 from pillarbox.log import Log
+from pillarbox.mail.seal import KEY_SIZE
 
 _NAMES = (LOOKUP, QUEUE, FILTER, f"{DISPATCHER}.0", CONTROL)
 
@@ -84,7 +85,7 @@ async def _join(
         verbose=log.verbose,
         debug=settings.debug,
         paused=settings.paused,
-        seal_key=os.urandom(32),
+        seal_key=os.urandom(KEY_SIZE),
     )
     roles = {name: await build_role(kind(name), boot, peers[name], log) for name in _NAMES}
     services = {name: role.services for name, role in roles.items()} | {PARENT: parent.services}

@@ -72,12 +72,6 @@ class OutgoingSessions:
         )
         self._jobs.start(self._hold(order.session, delivery))
 
-    async def close_session(self, session: int) -> None:
-        """See `roles.delivery.Outgoing`."""
-        delivery = self._sessions.get(session)
-        if delivery is not None:
-            delivery.close()
-
     async def in_flight(self) -> InFlight:
         """See `roles.delivery.Outgoing`."""
         running = tuple(attempt for delivery in self._sessions.values() for attempt in delivery.running.items())

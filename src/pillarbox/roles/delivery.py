@@ -105,10 +105,6 @@ class Outgoing(Protocol):
         """Note the order and return; the rest is told by `Relays.session_event`."""
         ...
 
-    async def close_session(self, session: int) -> None:
-        """End it after the transaction under way."""
-        ...
-
     async def in_flight(self) -> InFlight:
         """Asked by a queue that was restarted."""
         ...

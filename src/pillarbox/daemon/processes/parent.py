@@ -32,6 +32,7 @@ from pillarbox.daemon.settings import Boot, Settings
 from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE, neighbours
 from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
+from pillarbox.mail.seal import KEY_SIZE
 from pillarbox.roles.deadlines import GATHERING
 
 START_DEADLINE = 30.0  # seconds until every role must be ready
@@ -68,7 +69,7 @@ class Parent:
         self._listening = listening
         self._control = control
         self._log = log
-        self._seal_key = os.urandom(32)
+        self._seal_key = os.urandom(KEY_SIZE)
         peers.on_faulty = self._end_faulty
         services.programs.hand = partial(self._hand_program, LOOKUP)
         services.filter_programs.hand = partial(self._hand_program, FILTER)

@@ -145,7 +145,7 @@ class Reloader:
             members = await self._prepare(generation, fresh)
             decided = True
         except OSError as error:
-            raise PillarboxError(f"{error.strerror}") from error
+            raise PillarboxError(f"{running.file}: what it needs cannot be opened: {error.strerror}") from error
         finally:
             if not decided:
                 self._generations.abort()
