@@ -62,7 +62,7 @@ class Connection:
             raise Unanswered("pipe closed") from error
 
     def submit(self) -> socket.socket:
-        """Begin an SMTP session: the connected socket that carries it, the caller's to close."""
+        """Begin an SMTP session: the connected socket that carries it, the caller's to close. Raises `ControlError`."""
         answer = self.ask(wire.Submit())
         if isinstance(answer, wire.Failed):
             raise ControlError(answer.text)

@@ -38,7 +38,7 @@ class Live:
         return answer
 
     def look(self, request: wire.Request) -> wire.Answer:
-        """As `ask`, where failing means that there is nothing to print."""
+        """As `ask`; raises `ControlError` where it failed, because there is nothing to print then."""
         answer = self.ask(request)
         if isinstance(answer, wire.Failed):
             raise ControlError(answer.text or "command failed")

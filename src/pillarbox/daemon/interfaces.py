@@ -34,7 +34,10 @@ def canonical(address: str) -> str:
 
 
 def endpoints(listener: Listener) -> list[Endpoint]:
-    """Where a `listen on` binds: an address, the addresses of an interface, a group or a host name (from files)."""
+    """Where a `listen on` binds: an address, the addresses of an interface, a group or a host name (from files).
+
+    Raises PillarboxError where there is none.
+    """
     ports = [listener.port] if listener.port else [465 if listener.tls is TlsMode.SMTPS else 25]
     families = {"inet4": [socket.AF_INET], "inet6": [socket.AF_INET6]}.get(
         listener.family, [socket.AF_INET, socket.AF_INET6]

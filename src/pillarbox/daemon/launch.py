@@ -76,7 +76,10 @@ def _listen(generation: Generation, dispatchers: int, log: Log) -> dict[str, lis
 
 
 def make_state(state: str) -> None:
-    """Make the state directory. One in which others may put things is refused: they could exchange what we trust."""
+    """Make the state directory. Raises PillarboxError, also for one in which others may put things.
+
+    They could exchange what we trust.
+    """
     try:
         os.makedirs(state, mode=0o711, exist_ok=True)
         found = os.stat(state)
@@ -96,7 +99,10 @@ def make_state(state: str) -> None:
 
 
 def prepare_state(state: str, owner: privileges.Account | None) -> None:
-    """Make what belongs into the state directory, and give the spool to its role. To be called with the lock held."""
+    """Make what belongs into the state directory, and give the spool to its role. To be called with the lock held.
+
+    Raises PillarboxError.
+    """
     try:
         if owner is not None:
             os.chmod(state, os.stat(state).st_mode | 0o711)  # noqa: S103 - roles pass through to what is theirs
@@ -123,27 +129,31 @@ def _give(directory: str, owner: privileges.Account) -> None:
 
 
 def bind_control(state: str) -> socket.socket:
-    """The control socket `DIR/smtpd.sock`. Everybody may connect; what each may ask is decided by who they are."""
+    """The control socket `DIR/smtpd.sock`. Everybody may connect; what each may ask is decided by who they are.
+
+    Raises PillarboxError.
+    """
     path = places.control_socket(state)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    directory = os.open(state, os.O_PATH | os.O_DIRECTORY)
     try:
         if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
         # Through a descriptor: a state directory may lie deeper than the 107 bytes of a socket's address.
-        control.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        directory = os.open(state, os.O_PATH | os.O_DIRECTORY)
+        try:
+            control.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        finally:
+            os.close(directory)
         os.chmod(path, 0o666)  # noqa: S103 - everybody may submit mail
         control.listen(64)
     except OSError as error:
         control.close()
         raise PillarboxError(f"control socket {path}: {error.strerror or error}") from error
-    finally:
-        os.close(directory)
     return control
 
 
 def check_readable(account: privileges.Account, state: str) -> None:
-    """Role users must be able to read the interpreter and its packages, queue its spool; say what to do otherwise."""
+    """Role users must be able to read the interpreter and its packages, queue its spool. PillarboxError: what to do."""
     needed = [sys.executable, __file__, os.__file__, asyncio.__file__]
     spool = os.path.join(state, "queue")
     pid = os.fork()

@@ -55,7 +55,7 @@ def parse_addresses(text: str) -> list[str]:
 
 
 def parse_member(text: str) -> Member:
-    """One member, without surrounding space."""
+    """One member, without surrounding space. Raises `AliasError`."""
     lower = text[:9].lower()
     for prefix in (":error:", "error:"):
         if lower.startswith(prefix):

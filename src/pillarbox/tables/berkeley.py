@@ -94,7 +94,7 @@ class _File:
         self.last = last
 
     def page(self, number: int, *kinds: int) -> Page:
-        """A page, which must be of one of these kinds."""
+        """A page, which must be of one of these kinds. Raises `DatabaseError`, as all that reads here does."""
         if not 0 < number <= self.last:
             raise DatabaseError(f"damaged: there is no page {number}")
         data = self._read(number * self._page_size, self._page_size)

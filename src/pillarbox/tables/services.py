@@ -33,7 +33,7 @@ class Service(StrEnum):
 
 
 def parse_userinfo(name: str, value: str) -> User:
-    """`uid:gid:home` of the user `name`; the home may be empty and may hold colons."""
+    """`uid:gid:home` of the user `name`; the home may be empty and may hold colons. Raises TempFail on all else."""
     fields = value.split(":", 2)
     if len(fields) != 3:
         raise TempFail(f'user "{name}": expected uid:gid:directory, got "{value}"')
@@ -48,7 +48,7 @@ def _parse_id(name: str, text: str) -> int:
 
 
 def parse_credentials(key: str, value: str) -> tuple[str, str]:
-    """`user:password`, or a password alone, which then belongs to the key."""
+    """`user:password`, or a password alone, which then belongs to the key; raises TempFail if there is hardly any."""
     if len(value) < 3:
         raise TempFail(f'credentials of "{key}" are too short')
     user, colon, password = value.partition(":")

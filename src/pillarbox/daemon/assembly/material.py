@@ -44,7 +44,7 @@ class ClientMaterial:
         return self._of(generation).authority(name)
 
     def pair(self, generation: int, name: str) -> tuple[str, str]:
-        """The certificate chain and key of a `pki`."""
+        """Paths of the certificate chain and key of a `pki`. Raises TempFail where the configuration has it no more."""
         return self._of(generation).pair(name)
 
     def _of(self, generation: int) -> "_Material":

@@ -68,7 +68,10 @@ class Channel:
         loop.add_reader(self.socket, readable)
 
     def send(self, op: str, descriptors: dict[str, int] | None = None, *, number: int = 0, text: str = "") -> None:
-        """Send a message with descriptors, which stay ours; kept until the peer reads where the socket is full."""
+        """Send a message with descriptors, which stay ours; kept until the peer reads where the socket is full.
+
+        Raises PillarboxError where there are more of them than one message carries.
+        """
         descriptors = descriptors or {}
         if self.socket.fileno() < 0:
             return  # closed: the peer has ended

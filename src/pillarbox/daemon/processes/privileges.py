@@ -86,7 +86,7 @@ def become(account: Account) -> None:
 
 
 def renounce() -> None:
-    """What no role needs: new privileges by exec, being traced or dumped, core files."""
+    """What no role needs: new privileges by exec, being traced or dumped, core files. Raises PillarboxError."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
         if libc.prctl(option, value, 0, 0, 0) != 0:

@@ -84,7 +84,10 @@ class Reloader:
             self._begin()
 
     async def reload(self) -> Reloaded:
-        """Reload, after one that is under way; it is finished also when the caller goes away."""
+        """Reload, after one that is under way; it is finished also when the caller goes away.
+
+        Raises TempFail when the server is ending; what is wrong otherwise is in the answer.
+        """
         if self._closed:
             raise TempFail("the server is ending")
         return await asyncio.shield(self._begin())
