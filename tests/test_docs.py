@@ -12,6 +12,7 @@ import pytest
 
 from pillarbox.cli.grammar import _step
 from pillarbox.cli.smtpctl import Smtpctl
+from tests.test_layers import LAYERS, PURE
 
 TOP = Path(__file__).resolve().parent.parent
 SOURCE = TOP / "src/pillarbox"
@@ -135,6 +136,17 @@ def test_options_are_there(doc: Path, options: dict[str, set[str]]) -> None:
 def test_what_smtpd_has_beyond_the_reference_is_written_down(options: dict[str, set[str]]) -> None:
     text = (TOP / "docs/compatibility.md").read_text()
     assert {option for option in options["smtpd"] if not re.search(rf"`(smtpd )?{option}\b", text)} == set()
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    text = (TOP / "README.md").read_text()
+    assert {doc.name for doc in DOCS if doc.name != "README.md" and f"{doc.name})" not in text} == set()
+
+
+def test_the_picture_of_the_layers_is_what_is_checked() -> None:
+    picture = re.findall(r"^(\d)  ([a-z* ]+)$", (TOP / "docs/design.md").read_text(), re.MULTILINE)
+    assert {int(number): names.replace("*", "").split() for number, names in picture} == LAYERS
+    assert {name[:-1] for _, names in picture for name in names.split() if name.endswith("*")} == PURE
 
 
 def test_every_quirk_that_is_kept_is_written_down() -> None:

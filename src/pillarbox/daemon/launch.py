@@ -244,7 +244,7 @@ def launch(config: Config, settings: Settings, log: Log) -> int:
     lock.note_holder(held)
     try:
         return run_loop(_serve(generation, settings, accounts, sockets, log=log))
-    except Exception as error:
+    except Exception as error:  # the last word of a daemon, whose stderr may lead nowhere; it goes on from here
         if not isinstance(error, PillarboxError):
             log.exception("cannot go on", error)  # noqa: PLE1205 - our own Log
         elif not settings.debug:  # who started us may not see our stderr
