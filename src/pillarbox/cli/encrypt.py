@@ -3,9 +3,9 @@
 A password's hash is the system's crypt(3)'s, or a SCRAM verifier; of a token, which is random, a plain hash will do.
 """
 
-import ctypes
 import secrets
 
+from pillarbox.routing import crypt
 from pillarbox.routing.tokens import hash_token
 from pillarbox.smtp.sasl import verifier
 
@@ -21,15 +21,14 @@ def hash_password(password: bytes) -> str:
     """The hash of a password with a new salt; raises `CannotHash`."""
     if b"\0" in password:
         raise CannotHash("a password cannot contain NUL")
-    library = _library()
+    library = crypt.load()
+    if library is None:
+        raise CannotHash("no libcrypt found")
     for prefix, cost in _METHODS:
-        setting = library.crypt_gensalt(prefix, ctypes.c_ulong(cost), None, 0)
-        if not setting:
-            continue
-        hashed = library.crypt(password, setting)
-        # Failures are told by a value that is no hash: crypt(3).
+        setting = library.salt(prefix, cost)
+        hashed = library.hash(password, setting) if setting else None
         if hashed and hashed.startswith(prefix):
-            return str(hashed.decode("ascii"))
+            return hashed.decode("ascii")
     raise CannotHash("crypt(3) knows no strong hash")
 
 
@@ -51,15 +50,3 @@ def _text(secret: bytes) -> str:
     if not text or "\0" in text:
         raise CannotHash("it is empty, or contains NUL")
     return text
-
-
-def _library() -> ctypes.CDLL:
-    for name in ("libcrypt.so.1", "libcrypt.so.2"):
-        try:
-            library = ctypes.CDLL(name)
-            library.crypt_gensalt.restype = ctypes.c_char_p
-            library.crypt.restype = ctypes.c_char_p
-            return library
-        except (OSError, AttributeError):
-            continue
-    raise CannotHash("no libcrypt found")

@@ -6,7 +6,6 @@ before lookups. A user who is unknown or locked costs as much as a wrong passwor
 """
 
 import asyncio
-import ctypes
 import hmac
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,13 @@ import argon2
 import bcrypt
 
 from pillarbox.errors import TempFail
+from pillarbox.routing import crypt
 from pillarbox.smtp.sasl import verifier
 
 MAX_PASSWORD = 1024  # bytes
 THREADS = 2
 MAX_WAITING = 200  # checks waiting or running, above that: TempFail
 DEADLINE = 30.0  # seconds
-_CRYPT_DATA = 256 * 1024  # bytes; struct crypt_data takes 32 KiB in libxcrypt and 128 KiB in glibc
-_LIBRARIES = ("libcrypt.so.1", "libcrypt.so.2", "libcrypt.so", None)  # None: in libc itself (musl)
 # Modular crypt formats, SCRAM verifiers, and those of crypt(3) without a prefix: BSDi, DES and bigcrypt.
 _HASH = re.compile(r"(?:\$\w[^$]*\$|SCRAM-SHA-256\$).{8,}|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13}(?:[./0-9A-Za-z]{11})*")
 _BCRYPT = ("$2a$", "$2b$", "$2y$")
@@ -34,7 +32,7 @@ class Passwords:
     """Checks passwords. Made before the sandbox closes: it loads libcrypt."""
 
     def __init__(self) -> None:
-        self._crypt = _load_crypt()
+        self._crypt = crypt.load()
         self._executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="password")
         self._waiting = 0
 
@@ -79,12 +77,8 @@ class Passwords:
         if self._crypt is None:
             raise TempFail("this system has no libcrypt")
         setting = stored.encode("utf-8", "surrogateescape")
-        data = ctypes.create_string_buffer(_CRYPT_DATA)
-        result: bytes | None = self._crypt(password, setting, data)
-        # crypt(3): failure tokens start with "*"; so do the fields of locked accounts.
-        if result is None or result[:1] == b"*":
-            return False
-        return hmac.compare_digest(result, setting)
+        hashed = self._crypt.hash(password, setting)
+        return hashed is not None and hmac.compare_digest(hashed, setting)
 
 
 def takes_time(stored: str) -> bool:
@@ -112,15 +106,3 @@ def _fits_scram(password: bytes, stored: str) -> bool:
         return verifier.parse(stored).fits(password.decode("utf-8", "surrogateescape"))
     except ValueError:
         return False
-
-
-def _load_crypt() -> "ctypes._NamedFuncPointer | None":
-    for name in _LIBRARIES:
-        try:
-            function = ctypes.CDLL(name).crypt_r
-        except (OSError, AttributeError):
-            continue
-        function.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
-        function.restype = ctypes.c_char_p
-        return function
-    return None

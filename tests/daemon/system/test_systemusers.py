@@ -1,6 +1,5 @@
 """Passwords of system users: shadow(5), and PAM with services made for the test."""
 
-import ctypes
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 from pillarbox.daemon.system import systemusers
 from pillarbox.daemon.system.systemusers import fits_shadow
 from pillarbox.errors import TempFail
+from pillarbox.routing import crypt
 from tests import sandbox
 
 TODAY = int(time.time() // 86400)
@@ -82,23 +82,22 @@ def test_what_cannot_be_told_is_a_temporary_failure(shadow, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("method", ["$y$", "$6$", "$2b$"])
 def test_unknown_and_locked_users_are_compared_with_the_hash_of_another(shadow, method, monkeypatch):
-    library = ctypes.CDLL("libcrypt.so.1")
-    library.crypt_gensalt.restype = library.crypt.restype = ctypes.c_char_p
-    setting = library.crypt_gensalt(method.encode(), ctypes.c_ulong(4 if method == "$2b$" else 0), None, 0)
+    library = crypt.load()
+    setting = library.salt(method.encode(), 4 if method == "$2b$" else 0)
     if setting is None:
         pytest.skip(f"crypt(3) does not know {method!r} here")
-    stored = library.crypt(b"alice-pw", setting).decode()
+    stored = library.hash(b"alice-pw", setting).decode()
     path = Path(shadow("!" + HASH))
     path.write_text(f"{path.read_text()}alice:{stored}:1:0:99999:7:::\n")
     asked = []
 
     class Library:
         @staticmethod
-        def crypt(secret, setting):
+        def hash(secret, setting):
             asked.append(setting.decode())
-            return library.crypt(secret, setting)
+            return library.hash(secret, setting)
 
-    monkeypatch.setattr(systemusers.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(crypt, "load", Library)
     monkeypatch.setattr(systemusers, "system_user", lambda name: name == USER or None)
     for user in (USER, "nobody-of-that-name"):
         assert not fits_shadow(user, "alice-pw", shadow=str(path))
@@ -109,6 +108,7 @@ CHECK = """
 import sys
 from pillarbox.daemon.system.systemusers import fits_pam
 from pillarbox.errors import TempFail
+from pillarbox.routing import crypt
 try:
     print(fits_pam(*sys.argv[1:]))
 except TempFail as error:

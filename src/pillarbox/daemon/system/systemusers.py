@@ -4,13 +4,13 @@ The right password of an account that is locked or has expired does not fit, nor
 server is no way around what the machine refuses.
 """
 
-import ctypes
 import hashlib
 import hmac
 import pwd
 import time
 
 from pillarbox.errors import TempFail
+from pillarbox.routing import crypt
 from pillarbox.tables.passwd import system_user
 
 # Linux-PAM's open_err, symbol_err, service_err, system_err, buf_err, authinfo_unavail, abort, module_unknown.
@@ -33,9 +33,10 @@ def fits_shadow(user: str, password: str, *, shadow: str = "/etc/shadow") -> boo
     entries = _entries(shadow)
     stored = _stored(user, entries)
     setting = (stored or _decoy(user, entries)).encode("utf-8", "surrogateescape")
-    library = ctypes.CDLL("libcrypt.so.1")
-    library.crypt.restype = ctypes.c_char_p
-    hashed = library.crypt(secret, setting)
+    library = crypt.load()
+    if library is None:
+        raise TempFail("this system has no libcrypt")
+    hashed = library.hash(secret, setting)
     return bool(stored) and hashed is not None and hmac.compare_digest(hashed, setting)
 
 
