@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import queue
 import signal
 import socket
 import threading
@@ -169,14 +170,35 @@ def test_what_comes_when_nobody_waits_any_more_is_given_back(cancelled: bool, mo
         return b"late"
 
     async def body(it: hanging.Hanging) -> None:
-        late: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        asked = asyncio.ensure_future(it.in_thread(work, "/home", "x", late=late.set_result))
+        late: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        asked = asyncio.ensure_future(it.in_thread(work, "/home", "x", late=late.put))
         await asyncio.to_thread(begun.wait)
         if cancelled:
             asked.cancel()
         with pytest.raises((TempFail, asyncio.CancelledError)):
             await asked
         release.set()
-        assert await late == b"late"
+        assert await asyncio.to_thread(late.get, True, 5) == b"late"
 
     run(body)
+
+
+def test_what_comes_when_the_loop_has_ended_is_given_back_too() -> None:
+    release, begun = threading.Event(), threading.Event()
+    late: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def work() -> bytes:
+        begun.set()
+        release.wait(30)
+        return b"late"
+
+    async def body(it: hanging.Hanging) -> None:
+        asked = asyncio.ensure_future(it.in_thread(work, "/home", "x", late=late.put))
+        await asyncio.to_thread(begun.wait)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    run(body)
+    release.set()
+    assert late.get(timeout=5) == b"late"

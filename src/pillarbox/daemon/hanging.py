@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from pillarbox.errors import TempFail
@@ -52,14 +52,17 @@ class Hanging:
     ) -> _T:
         """Call it in a thread; TempFail at the deadline, and where too much hangs there already. OSError is raised.
 
-        `late` is given a result that nobody waits for any more.
+        `late` is given a result that nobody waits for any more, perhaps in the thread: the loop may have ended by then.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + (deadline or DEADLINE)
         async with self._turn(place, what, until):
             future: asyncio.Future[_T] = loop.create_future()
+            unwanted = _Unwanted(late)
             # A thread of its own: those of a pool are waited for at the end, and all of them might hang.
-            thread = threading.Thread(target=self._run, args=(work, place, future, late), daemon=True, name="may-hang")
+            thread = threading.Thread(
+                target=self._run, args=(work, place, future, unwanted), daemon=True, name="may-hang"
+            )
             try:
                 thread.start()
             except RuntimeError as error:
@@ -67,25 +70,23 @@ class Hanging:
             try:
                 return await _answer(future, what, until)
             except (asyncio.CancelledError, TempFail):
-                if late is not None and future.done() and not future.cancelled() and not future.exception():
-                    late(future.result())  # it came at the very moment
+                unwanted.give_up()
                 raise
             finally:
                 if future.cancelled():
                     self._leave(place)
 
-    def _run(
-        self, work: Callable[[], _T], place: str, future: "asyncio.Future[_T]", late: Callable[[_T], object] | None
-    ) -> None:
+    def _run(self, work: Callable[[], _T], place: str, future: "asyncio.Future[_T]", unwanted: "_Unwanted[_T]") -> None:
         """In the thread."""
         result: Any = None
         error: Exception | None = None
         try:
             result = work()
+            unwanted.come(result)
         except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            future.get_loop().call_soon_threadsafe(self._settle, future, place, result, error, late)
+            future.get_loop().call_soon_threadsafe(self._settle, future, place, result, error)
 
     async def in_child(self, work: Callable[[], bytes], place: str, what: str, deadline: float | None = None) -> bytes:
         """Fork, and await the bytes that `work` returns there; killed, and TempFail, past the deadline.
@@ -123,7 +124,7 @@ class Hanging:
         def reap() -> None:
             loop.remove_reader(ended)
             os.close(ended)
-            self._settle(gone, place, os.waitpid(pid, 0)[1], None, None)
+            self._settle(gone, place, os.waitpid(pid, 0)[1], None)
 
         loop.add_reader(ended, reap)
         try:
@@ -163,19 +164,42 @@ class Hanging:
         place: str,
         result: _T,
         error: Exception | None,
-        late: Callable[[_T], object] | None,
     ) -> None:
         if future.cancelled():  # it was given up, and has come to an end after all
             for left, where in ((self._left, place), (self._left_above, os.path.dirname(place))):
                 left[where] -= 1
                 if not left[where]:
                     del left[where]
-            if late is not None and error is None:
-                late(result)
         elif error is not None:
             future.set_exception(error)
         else:
             future.set_result(result)
+
+
+class _Unwanted(Generic[_T]):
+    """A result that nobody waits for is given to `late` once: by who gave it up, or by the thread that has it later."""
+
+    def __init__(self, late: Callable[[_T], object] | None) -> None:
+        self._late = late
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._results: list[_T] = []
+
+    def come(self, result: _T) -> None:
+        """There it is."""
+        with self._lock:
+            self._results.append(result)
+            unwanted = self._given_up
+        if unwanted and self._late is not None:
+            self._late(result)
+
+    def give_up(self) -> None:
+        """Nobody waits for it."""
+        with self._lock:
+            self._given_up = True
+            results = list(self._results)
+        if results and self._late is not None:
+            self._late(results[0])
 
 
 async def _answer(work: Awaitable[_T], what: str, until: float) -> _T:

@@ -175,6 +175,22 @@ def test_a_start_that_nobody_waits_for_leaves_no_process() -> None:
     play(body)
 
 
+def test_a_program_whose_end_nobody_waits_for_is_ended_by_the_next_who_asks() -> None:
+    before = children()
+
+    async def body(rig: Rig) -> None:
+        with await rig.start("deaf"):
+            ending = asyncio.ensure_future(rig.programs.stop("k", grace=60))
+            await asyncio.sleep(0.1)
+            ending.cancel()
+            await asyncio.wait({ending})
+            assert children() - before
+            await rig.programs.stop("k", grace=0)
+            assert children() == before
+
+    play(body)
+
+
 def test_a_start_that_hangs_is_given_up_and_no_other_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "START", 0.2)
     release, hung = threading.Event(), list[bool]()

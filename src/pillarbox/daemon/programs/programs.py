@@ -210,15 +210,17 @@ class Programs:
         loop.add_reader(pidfd, ended)
 
     async def _end(self, key: str, grace: float = GRACE) -> None:
-        running = self._running.pop(key, None)
+        running = self._running.get(key)
         if running is None:
             return
         running.unwanted = True
+        # It stays known until it is gone: who is cancelled here leaves it to whoever stops it next.
         await asyncio.wait({running.ended}, timeout=grace)
         if not running.ended.done():
             running.killed = True
             _kill_group(running.process.pid)
             await asyncio.wait({running.ended}, timeout=GONE)
+        del self._running[key]
 
 
 def _kill_group(pid: int) -> None:
