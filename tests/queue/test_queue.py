@@ -7,6 +7,7 @@ import pytest
 from pillarbox.conf.model import QueueOptions
 from pillarbox.errors import TempFail
 from pillarbox.mail.envelope import Kind, Notify, Outcome, Result, Sealed, encode_envelope
+from pillarbox.queue.queue import BLOCK
 from pillarbox.roles.bounce import BounceKind
 from pillarbox.roles.delivery import InFlight
 from pillarbox.roles.queue import NewMessage
@@ -60,6 +61,19 @@ def test_ids_are_unique_and_fit_31_bits(tmp_path: Path) -> None:
             ids = [i for block in blocks for i in block]
             assert len(set(ids)) == len(ids)
             assert all(0 < i < 2**31 for i in ids)
+
+    run(main)
+
+
+def test_ids_follow_one_another_round_the_end_and_past_what_is_in_use(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, start=False) as r:
+            r.queue._block = 2**31 // BLOCK - 1  # the last one
+            last = await r.queue.reserve(BLOCK)
+            assert last == list(range(2**31 - BLOCK, 2**31))
+            used = sealed(make_envelope(BLOCK + 5))
+            await r.queue.commit(NewMessage(msgid=BLOCK + 5, size=1, body=b"x", envelopes=(used,)))
+            assert await r.queue.reserve(2) == [2 * BLOCK, 2 * BLOCK + 1]
 
     run(main)
 

@@ -27,7 +27,8 @@ def test_ids_are_ordered_in_blocks_before_the_stock_is_empty():
         background = Background()
         ids = MessageIds(queue=MemoryQueue(), background=background)  # type: ignore[arg-type]
         first = await ids.wait()
-        taken = {first}
+        assert ids.take() == first + 1  # in their order: rows of neighbours lie together
+        taken = {first, first + 1}
         while len(background.tasks) == 1:
             taken.add(ids.take())
         assert None not in taken and len(taken) < BLOCK

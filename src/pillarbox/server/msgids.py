@@ -41,7 +41,7 @@ class MessageIds:
         failure = TempFail("no message ids to be had")
         try:
             ids = await self._queue.reserve(BLOCK)
-            self._stock[:0] = ids
+            self._stock[:0] = reversed(ids)  # to be taken from the end, in their order
             if ids:
                 done.set_result(None)
         except TempFail as error:
