@@ -9,6 +9,8 @@ import time
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+from pillarbox.sdk.stdio import ServerGone
+
 _GRACE = 5.0  # seconds for threads that still do something
 
 
@@ -23,17 +25,14 @@ def run(
     try:
         asyncio.run(conversation)
         status = 0
-    except* OSError as gone:
-        # A server that stopped does not wait for answers.
-        status = 0 if gone.subgroup(lambda error: isinstance(error, BrokenPipeError | ConnectionError)) else 1
-        if status:
-            log.error("the server cannot be reached", exc_info=gone)
+    except* ServerGone:
+        status = 0  # it stopped, and does not wait for answers
     except* refusals as refused:
         for error in refused.exceptions:
             log.error("%s", error)
     except* KeyboardInterrupt:
         status = 130
-    except* Exception as fault:  # whatever an author's `start` raised
+    except* Exception as fault:  # whatever an author's `start` raised: an OSError is not the server's end
         log.error("the program failed", exc_info=fault)
     _leave(status, log)
 
