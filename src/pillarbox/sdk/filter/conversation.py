@@ -19,7 +19,7 @@ from pillarbox.sdk.filter.decisions import Decision, Verb, disconnect, proceed
 from pillarbox.sdk.filter.events import Event, parse_event
 from pillarbox.sdk.filter.hooks import Handlers
 from pillarbox.sdk.filter.options import Options
-from pillarbox.sdk.filter.protocol import ADDRESSES, ARGUMENTS, SMTP_IN, Dialect, Phase, Question, dialect
+from pillarbox.sdk.filter.protocol import ADDRESSES, ARGUMENTS, BARE, SMTP_IN, Dialect, Phase, Question, dialect
 from pillarbox.sdk.filter.registry import Registry
 from pillarbox.sdk.filter.session import S, Session
 from pillarbox.sdk.filter.stream import Place, Room, Stage, build_stages, call
@@ -27,7 +27,6 @@ from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
 MAX_REPORT = 1000  # characters
-_BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
 
 _NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte
 
@@ -226,10 +225,12 @@ class Conversation(Generic[S]):
 
     def _submit(self, track: Track[S], kind: str | tuple[str, str], work: Work) -> None:
         if track.waiting is not None:
-            track.waiting.append(work)
+            # The server counts from now on, however long it waits here.
+            track.waiting.append((work, time.monotonic() + self._options.deadline))
             self._backlog += work[2]
         elif self._registry.needs_task(kind):
             track.waiting = deque()
+            track.until = time.monotonic() + self._options.deadline
             self._working += 1
             self._spawn(self._work(track, work))
         else:
@@ -244,7 +245,7 @@ class Conversation(Generic[S]):
                 if not track.waiting:
                     return
                 self._wake()
-                work = track.waiting.popleft()
+                work, track.until = track.waiting.popleft()
                 self._backlog -= work[2]
         finally:
             track.waiting = None
@@ -257,7 +258,8 @@ class Conversation(Generic[S]):
         name = getattr(event, "event", event.name)
         for handler in self._registry.told((event.subsystem, name)):
             try:
-                await call(handler, self._options.deadline, session, event)
+                # For an event nobody waits: it has its time from here.
+                await call(handler, time.monotonic() + self._options.deadline, session, event)
             except Exception as error:  # noqa: BLE001 - the author's code: a fault in it must not end the filter
                 self._failed(f"{name} of session {session.id}", error)
         if name == "link-disconnect":
@@ -278,9 +280,9 @@ class Conversation(Generic[S]):
             verdict = next(iter(track.verdicts.values()))
             track.verdicts.clear()
             return verdict
-        args = () if question.phase in _BARE else (_argument(session, question),)
+        args = () if question.phase in BARE else (_argument(session, question),)
         for handler in self._registry.asked(question.phase):
-            decision = await call(handler, self._options.deadline, session, *args)
+            decision = await call(handler, track.until, session, *args)
             if decision is not None:
                 if not isinstance(decision, Decision):
                     raise TypeError(f"neither a decision nor None: {decision!r:.80}")
@@ -336,7 +338,7 @@ class Conversation(Generic[S]):
             self._failed(f"message {session.msgid} of session {session.id}", error)
             track.verdicts[token] = self._options.on_error
 
-        place = Place(session, self._room, self._options.deadline, decide, failed)
+        place = Place(session, self._room, lambda: track.until, decide, failed)
         return build_stages(self._registry.handlers, place)
 
     def _report(self, session: Session[S], text: str) -> None:

@@ -5,8 +5,10 @@ handler does. Of a stage whose handler failed, what it holds and all that comes 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any, Protocol
 
 from pillarbox.sdk.filter.decisions import Decision
@@ -37,11 +39,11 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the stages of a message share. `decide`: at commit; `failed`: a handler raised."""
+    """What the stages of a message share. `until`: handlers have time; `decide`: at commit; `failed`: one raised."""
 
     session: Session[Any]
     room: Room
-    deadline: float
+    until: Callable[[], float]
     decide: Callable[[Decision], None]
     failed: Callable[[Exception], None]
 
@@ -72,15 +74,37 @@ def build_stages(handlers: Handlers, place: Place) -> list[Stage]:
     return stages
 
 
-async def call(handler: Handler, deadline: float, *args: object) -> Any:
-    """Call a function; of an asynchronous generator, what it yields. Raises TimeoutError after `deadline` seconds."""
-    result = handler.function(*args)
-    if not handler.asynchronous:
-        return result
-    async with asyncio.timeout(deadline):
+async def call(handler: Handler, until: float, *args: object) -> Any:
+    """Call a function; of an asynchronous generator, what it yields.
+
+    Raises TimeoutError at `until` (of time.monotonic), RuntimeError where the function lets itself be cancelled.
+    """
+    try:
+        result = handler.function(*args)
+        if handler.asynchronous:
+            result = await _awaited(result, until)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task() if handler.asynchronous else None
+        if task is not None and task.cancelling():
+            raise  # the program ends
+        # Of something that the function waited for: whoever asked must still have an answer.
+        raise RuntimeError("it was cancelled, and not by us") from error
+    _check_result(result)
+    return result
+
+
+async def _awaited(result: Any, until: float) -> Any:
+    async with asyncio.timeout(max(0, until - time.monotonic())):
         if isinstance(result, AsyncIterator):
             return [each async for each in result]
-        return await result
+        # A plain function around an asynchronous one may have awaited it.
+        return await result if isinstance(result, Awaitable) else result
+
+
+def _check_result(result: Any) -> None:
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise TypeError(f"a coroutine was returned, which nobody awaits ({result.__qualname__}): make it `async def`")
 
 
 class LineStage:
@@ -121,7 +145,7 @@ class LineStage:
         for handler in self._lines:
             made: list[str] = []
             for each in lines:
-                made += self._made(each, await call(handler, self._place.deadline, self._place.session, each))
+                made += self._made(each, await call(handler, self._place.until(), self._place.session, each))
             lines = made
         return lines
 
@@ -132,7 +156,7 @@ class LineStage:
             return lines
         try:
             for handler in self._ends:
-                lines += self._made(None, await call(handler, self._place.deadline, self._place.session))
+                lines += self._made(None, await call(handler, self._place.until(), self._place.session))
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
         return lines
@@ -152,6 +176,7 @@ class LineStage:
             return [] if line is None else [line]
         if isinstance(result, str):
             return [result]
+        _check_result(result)
         lines = list(result)
         for each in lines:
             if not isinstance(each, str):
@@ -220,7 +245,7 @@ class HeaderStage:
         held = self._held.let_go()
         headers = Headers(held)
         try:
-            decision = await call(self._handler, self._place.deadline, self._place.session, headers)
+            decision = await call(self._handler, self._place.until(), self._place.session, headers)
             if decision is not None:
                 self._place.decide(_decision(decision))
             return headers.lines()
@@ -254,7 +279,7 @@ class MessageStage:
         lines = self._held.lines
         message = Message(lines)
         try:
-            result = await call(self._whole.handler, self._place.deadline, self._place.session, message)
+            result = await call(self._whole.handler, self._place.until(), self._place.session, message)
             if isinstance(result, Decision):
                 self._place.decide(result)
             elif result is not None:

@@ -18,12 +18,17 @@ _log = logging.getLogger("pillarbox.sdk.filter")
 
 @dataclass(slots=True)
 class Track(Generic[S]):
-    """A session and what is under way for it. `waiting`: behind the task that works for it; None: no task does."""
+    """A session and what is under way for it.
+
+    `waiting`: behind the task that works for it, each with the time by which it is to be done; None: no task does.
+    `until`: that time (of time.monotonic) of what the task does now.
+    """
 
     session: Session[S]
     streams: dict[str, list[Stage]] = field(default_factory=dict)  # by token: a filter can be in a chain twice
     verdicts: dict[str, Decision] = field(default_factory=dict)  # to be said at commit, by token
-    waiting: deque[Work] | None = None
+    waiting: deque[tuple[Work, float]] | None = None
+    until: float = 0.0
 
     def close(self) -> None:
         """The session is over."""
