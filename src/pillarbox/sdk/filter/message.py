@@ -166,5 +166,10 @@ class Message:
 
 def split(data: bytes) -> list[str]:
     """Lines of bytes, however they end."""
-    lines = _LINE_END.split(data.decode(errors="surrogateescape"))
-    return lines if lines[-1] else lines[:-1]
+    return split_text(data.decode(errors="surrogateescape")) if data else []
+
+
+def split_text(text: str) -> list[str]:
+    """Lines of text, however they end; the last one needs no end."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] or len(lines) == 1 else lines[:-1]
