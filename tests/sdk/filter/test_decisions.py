@@ -396,6 +396,32 @@ def test_start_knows_the_server_and_can_still_add_handlers() -> None:
         assert harness.session().ehlo().mail("").reply == "550 7.9"
 
 
+def test_a_filter_can_be_tested_more_than_once() -> None:
+    filter = Filter()
+    filter.on.data(lambda session: None)
+    Harness(filter, config={"subsystem": "smtp-in mda", "admd": "a.example"}).close()
+    with Harness(filter):
+        assert filter.config["smtpd-version"] == "7.8.0" and filter.config["subsystem"] == "smtp-in"
+        assert "admd" not in filter.config
+
+
+def test_a_function_that_comes_too_late_is_not_called() -> None:
+    filter = Filter()
+
+    @filter.on.data
+    def data(session: Session[object]) -> None:
+        filter.on.data(lambda session: reject("550 Late"))
+
+        @filter.on.mail_from
+        async def mail(session: Session[object], address: str) -> None:
+            await asyncio.sleep(0)
+
+    filter.on.mail_from(lambda session, address: None)
+    with Harness(filter) as harness:
+        client = harness.session().ehlo().mail("a").rcpt("b").message(MESSAGE).mail("c")
+        assert client.accepted and client.decision == proceed()
+
+
 def test_a_filter_without_a_handler_says_so() -> None:
     with pytest.raises(FilterError, match="no handler"):
         Harness(Filter())

@@ -126,7 +126,8 @@ class Conversation(Generic[S]):
             if key == "protocol":
                 dialect(value)
             if bar:
-                self._config[key] = f"{self._config[key]} {value}" if key in self._config else value
+                known = self._config.get(key) if key == "subsystem" else None  # there are several
+                self._config[key] = f"{known} {value}" if known else value
             if key == "ready":
                 return self._begin(lines[at + 1 :])
         return []
@@ -149,7 +150,7 @@ class Conversation(Generic[S]):
         self._wake()
 
     def _register(self) -> None:
-        handlers = self._handlers
+        handlers = self._handlers.copy()
         if self._options.threads:
             self._pool = ThreadPoolExecutor(self._options.threads, "handler")
             handlers = handlers.in_threads(self._pool)

@@ -53,6 +53,18 @@ class Handlers:
     messages: list[WholeMessage] = field(default_factory=list)
     start: Callable[[], Awaitable[None] | None] | None = None
 
+    def copy(self) -> "Handlers":
+        """As they are now: what is registered has been said, and a function that is added later is never called."""
+        return replace(
+            self,
+            questions={phase: list(handlers) for phase, handlers in self.questions.items()},
+            events={event: list(handlers) for event, handlers in self.events.items()},
+            lines=list(self.lines),
+            ends=list(self.ends),
+            headers=list(self.headers),
+            messages=list(self.messages),
+        )
+
     def of_messages(self) -> list[Handler]:
         """Whatever sees the lines of a message."""
         return [*self.lines, *self.ends, *self.headers, *(whole.handler for whole in self.messages)]
