@@ -1,10 +1,13 @@
 """The harness plays a server: what is possible when, and what no server could take."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from pillarbox.sdk.filter import Decision, Filter, disconnect, proceed, reject
+from pillarbox.sdk.filter import Decision, Filter, FilterError, disconnect, proceed, reject
 from pillarbox.sdk.filter.decisions import Verb
-from pillarbox.sdk.filter.testing import Harness
+from pillarbox.sdk.filter.testing import Harness, load
 
 MESSAGE = "Subject: x\n\nHello.\n"
 
@@ -68,6 +71,35 @@ def test_a_reply_that_the_server_could_not_send_is_an_assertion(verb: Verb) -> N
     filter.on.ehlo(lambda session, identity: Decision(verb, "no"))
     with Harness(filter) as harness, pytest.raises(AssertionError, match="a reply begins with"):
         harness.session().ehlo()
+
+
+@pytest.mark.parametrize(
+    "end", ["x.run()", "if __name__ == '__main__':\n    x.run()", "def main():\n    x.run()\nmain()"]
+)
+def test_a_program_s_filter_can_be_loaded(tmp_path: Path, end: str) -> None:
+    program = tmp_path / "filter-x"
+    program.write_text(f"""
+import sys
+from pillarbox.sdk.filter import Filter, reject
+x, verdict = Filter(), sys.argv[1]
+@x.on.ehlo
+def ehlo(session, identity):
+    return reject(f"550 {{verdict}}")
+try:
+    {end.replace(chr(10), chr(10) + "    ")}
+except Exception:
+    pass
+""")
+    argv = list(sys.argv)
+    with Harness(load(program, "No")) as harness:
+        assert harness.session().ehlo().reply == "550 No"
+    assert sys.argv == argv and Filter.run.__name__ == "run"
+    program.write_text("from pillarbox.sdk.filter import Filter\nfilter = Filter()\n")
+    with pytest.raises(FilterError, match="filter-x runs no filter"):
+        load(program)
+    program.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load(program)
 
 
 def test_a_login_can_fail() -> None:
