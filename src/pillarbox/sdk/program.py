@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from pillarbox.sdk.stdio import ServerGone
@@ -23,7 +24,7 @@ def run(
     """
     status = 1
     try:
-        asyncio.run(conversation)
+        asyncio.run(_hold(conversation))
         status = 0
     except* ServerGone:
         status = 0  # it stopped, and does not wait for answers
@@ -35,6 +36,19 @@ def run(
     except* Exception as fault:  # whatever an author's `start` raised: an OSError is not the server's end
         log.error("the program failed", exc_info=fault)
     _leave(status, log)
+
+
+class _Threads(ThreadPoolExecutor):
+    """For `asyncio.to_thread`: the loop's own would be waited for, however long its threads take."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Whether a thread ends is seen to in `_leave`."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+
+async def _hold(conversation: Coroutine[Any, Any, None]) -> None:
+    asyncio.get_running_loop().set_default_executor(_Threads(thread_name_prefix="asyncio"))
+    await conversation
 
 
 def _leave(status: int, log: logging.Logger) -> NoReturn:

@@ -1,7 +1,9 @@
 """The conversation as a whole: however its lines are cut, mixed or spoilt."""
 
 import asyncio
+import threading
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +98,16 @@ def test_what_comes_for_a_session_is_done_in_order_and_nothing_is_lost_of_it() -
         assert harness.sessions == []
     assert [what for what in done if what.endswith("1")] == ["connecting 1", "connected 1", "mail 1", "left 1"]
     assert done[:2] == ["connecting 1", "connecting 2"]
+
+
+def test_functions_that_keep_others_waiting_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    filter = Filter()
+    filter.on.mail_from(lambda session, address: threading.Event().wait(1.01) or None)
+    with Harness(filter) as harness:
+        harness.session().ehlo()
+        assert caplog.text == ""
+        harness.session().ehlo().mail("a")
+    assert "plain functions took 1.0 s, and nothing else ran" in caplog.text
 
 
 def test_a_state_that_cannot_be_made_is_answered_for() -> None:

@@ -326,6 +326,24 @@ def test_a_thread_that_hangs_does_not_keep_the_program(argv: list[str]) -> None:
 
 
 @program("""
+import threading
+filter = Filter(deadline=0.1)
+
+@filter.on.mail_from
+async def mail_from(session, address):
+    await asyncio.to_thread(threading.Event().wait)
+
+filter.run()
+""")
+def test_nor_does_one_of_the_author_s(argv: list[str]) -> None:
+    with Child(argv, handshake=HANDSHAKE) as child:
+        child.send(asked("mail-from", 1, "a"))
+        assert child.line().startswith(answered(1, "reject|451 "))
+        assert child.end() == 0
+        assert "does not end" in child.log()
+
+
+@program("""
 filter = Filter(remember=False)
 
 @filter.on.mail_from

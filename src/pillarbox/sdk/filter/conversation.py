@@ -27,6 +27,7 @@ from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
 MAX_REPORT = 1000  # characters
+LONG = 1.0  # seconds that handlers may keep everything else waiting before the log says so
 
 _NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte
 
@@ -105,7 +106,12 @@ class Conversation(Generic[S]):
             self._take_cut(cut)
         if not self._ready:
             lines = self._greet(lines)
+        began = time.monotonic()
         self._read(lines)
+        if (took := time.monotonic() - began) > LONG:
+            _log.warning(
+                "plain functions took %.1f s, and nothing else ran: make them async, or Filter(threads=…)", took
+            )
 
     def close(self) -> None:
         """It is over: threads need not wait for more."""
