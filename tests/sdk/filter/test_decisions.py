@@ -365,6 +365,14 @@ def test_plain_functions_can_be_called_in_threads() -> None:
     assert names == ["handler_0"]
 
 
+def test_a_function_in_a_thread_may_raise_anything() -> None:
+    filter = Filter(threads=1, deadline=5)
+    filter.on.mail_from(lambda session, address: next(iter(())))
+    with Harness(filter, strict=False) as harness:
+        assert harness.session().ehlo().mail("a").reply.startswith("451 ")
+        assert [type(error) for error in harness.failures] == [RuntimeError]
+
+
 @pytest.mark.parametrize("version", ["0.4", "0.5", "0.6", "0.7"])
 def test_a_filter_runs_unchanged_under_older_servers(version: str) -> None:
     filter = Filter()

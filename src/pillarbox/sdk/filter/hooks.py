@@ -85,8 +85,14 @@ class Handlers:
 
 
 def _in_thread(function: Callable[..., Any], pool: Executor) -> Handler:
+    def run(*args: object) -> Any:
+        try:
+            return function(*args)
+        except StopIteration as error:  # of a `next()`; no future takes it, and whoever waits would wait for ever
+            raise RuntimeError("it raised StopIteration") from error
+
     async def call(*args: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(pool, run, *args)
 
     return Handler(call, asynchronous=True)
 

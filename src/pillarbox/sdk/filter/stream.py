@@ -19,6 +19,7 @@ from pillarbox.sdk.filter.message import Headers, Message, split_text
 from pillarbox.sdk.filter.session import Session
 
 HEADERS_LIMIT = 1 << 20  # bytes of a header section; about a larger one is decided as if a handler had failed
+_CANCELLED = "it was cancelled, and not by us"
 _NO_ROOM = "messages that are held take all the memory that they may"
 
 
@@ -107,7 +108,7 @@ async def call(handler: Handler, until: float, *args: object) -> Any:
         if task is not None and task.cancelling():
             raise  # the program ends
         # Of something that the function waited for: whoever asked must still have an answer.
-        raise RuntimeError("it was cancelled, and not by us") from error
+        raise RuntimeError(_CANCELLED) from error
     _check_result(result)
     return result
 
@@ -145,12 +146,15 @@ class LineStage:
         try:
             if len(self._lines) == 1 and not self._lines[0].asynchronous:
                 function, session = self._lines[0].function, self._place.session
-                for line in rest:
-                    result = function(session, line)
-                    if result.__class__ is str and "\n" not in result:
-                        done.append(result)
-                    else:
-                        done += self._made(line, result)
+                try:
+                    for line in rest:
+                        result = function(session, line)
+                        if result.__class__ is str and "\n" not in result:
+                            done.append(result)
+                        else:
+                            done += self._made(line, result)
+                except asyncio.CancelledError as error:
+                    raise RuntimeError(_CANCELLED) from error
             else:
                 for line in rest:
                     done += await self._through(line)
