@@ -2,6 +2,7 @@
 
 import pytest
 
+from pillarbox.errors import TempFail
 from pillarbox.filters import asked
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import Violation
@@ -107,6 +108,33 @@ def test_sessions_are_forgotten_when_they_end_or_their_teller_does() -> None:
     owed.teller_is_gone("d.1")
     assert (len(owed), owed.teller_of(2)) == (0, NOBODY)
     owed.ends(99)
+
+
+def test_a_session_is_that_of_who_told_of_it_first() -> None:
+    owed = owes()
+    owed.question(question(), "d.0", 1.0)
+    for told in (
+        lambda: owed.hears_of(1, "d.1"),
+        lambda: owed.question(question(token=8), "d.1", 1.0),
+        lambda: owed.lines(lines(token=8), "d.1", 1.0),
+    ):
+        with pytest.raises(TempFail, match=r"0000000000000001 is not one of d\.1"):
+            told()
+    owed.teller_is_gone("d.1")
+    assert owed.result(result()) == "d.0"
+    owed.ends(1)
+    owed.hears_of(1, "d.1")
+    assert owed.teller_of(1) == "d.1"
+
+
+def test_the_sessions_of_one_take_no_place_of_another_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "MAX_SESSIONS", 10)
+    owed = owes()
+    owed.question(question(), "d.0", 1.0)
+    for session in range(2, 100):
+        owed.hears_of(session, "d.1")
+    assert owed.result(result()) == "d.0"
+    assert owed.teller_of(89) is NOBODY
 
 
 def test_what_is_given_up_is_nobody_s_any_more() -> None:

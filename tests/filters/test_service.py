@@ -96,9 +96,7 @@ def test_what_was_not_registered_is_not_told(folder: Path) -> None:
 def test_local_deliveries_are_events_too(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()
-        await rig.filters.tell(
-            "queue", processor.number, processor.life, [Report("mda", "delivery", 7, 1576146008.006099, "x|ok")]
-        )
+        await rig.tell(processor, Report("mda", "delivery", 7, 1576146008.006099, "x|ok"), teller="queue")
         await rig.says("report|0.7|1576146008.006099|mda|delivery|0000000000000007|x|ok")
 
     run(folder, body, "listens")
@@ -434,6 +432,24 @@ def test_a_dispatcher_that_is_gone_is_not_waited_for(folder: Path) -> None:
     run(folder, body, "backwards")
 
 
+def test_a_dispatcher_does_not_speak_for_the_sessions_of_another(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        mine = rig.question(1)
+        await rig.tell(processor, mine)
+        for told in (rig.question(1), rig.lines(b"x\r\n"), event("tx-begin"), event("link-disconnect")):
+            with pytest.raises(TempFail, match=r"not one of dispatcher\.1"):
+                await rig.tell(processor, told, teller="dispatcher.1")
+        # And what it was asked in the same breath is asked, and not merely noted as owed.
+        with pytest.raises(TempFail):
+            await rig.tell(processor, rig.question(2), rig.question(1), teller="dispatcher.1")
+        await rig.answer(mine)
+        await rig.other.until(lambda: len(rig.other.answers) == 1)
+        assert len(rig.dispatcher.answers) == 1
+
+    run(folder, body, "good")
+
+
 def test_a_processor_reports_to_the_dispatcher_of_the_session(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()
@@ -456,11 +472,11 @@ def test_processors_that_two_configurations_define_alike_run_on(folder: Path) ->
     second = configuration(moved, new, generation=2)
 
     async def body(rig: Rig) -> None:
-        kept, ended = await rig.filters.join("dispatcher.0", 1)
+        kept, ended = await rig.filters.serve("dispatcher.0").join(1)
         before = {status.pid for status in await rig.filters.show()}
         await rig.filters.add_config(second)
         rig.filters.use_config(2)
-        shared, started = await rig.filters.join("dispatcher.0", 2)
+        shared, started = await rig.filters.serve("dispatcher.0").join(2)
         assert shared == kept
         assert started.number not in (kept.number, ended.number) and started.life
         await rig.ask(ended)  # sessions of the old configuration go on with it
@@ -506,8 +522,8 @@ def test_joining_waits_for_a_configuration_but_not_for_ever(folder: Path, monkey
 
     async def body(rig: Rig) -> None:
         with pytest.raises(TempFail, match="configuration 3"):
-            await rig.filters.join("dispatcher.0", 3)
-        joining = asyncio.ensure_future(rig.filters.join("dispatcher.0", 2))
+            await rig.filters.serve("dispatcher.0").join(3)
+        joining = asyncio.ensure_future(rig.filters.serve("dispatcher.0").join(2))
         await asyncio.sleep(0)
         await rig.filters.add_config(second)
         assert [processor.name for processor in await joining] == ["g"]

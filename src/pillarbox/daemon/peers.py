@@ -59,7 +59,7 @@ class Peers:
                     self.on_lost(peer)
 
         def make() -> ipc.Link:
-            serve = wiring.allowed(kind(peer), kind(self.me), services)
+            serve = wiring.allowed(kind(peer), kind(self.me), services, name=peer)
             return ipc.Link(peer=peer, interface=wiring.INTERFACE, serve=serve, log=self.log, lost=lost)
 
         _, link = await loop.create_connection(make, sock=connection)
@@ -75,5 +75,5 @@ class Peers:
 
     def attach_local(self, peer: str, services: dict[str, object]) -> None:
         """Join a peer that lives in this process; `services` are the peer's."""
-        serve = wiring.allowed(kind(self.me), kind(peer), services)
+        serve = wiring.allowed(kind(self.me), kind(peer), services, name=self.me)
         self.ports[peer].link = ipc.LocalLink(peer=peer, serve=serve, log=self.log)

@@ -14,7 +14,7 @@ from pillarbox.daemon.material import ClientMaterial
 from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.role import BaseRole, Role
 from pillarbox.daemon.settings import Boot, Generation
-from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE
+from pillarbox.daemon.wiring import CONTROL, DISPATCHER, FILTER, LOOKUP, PARENT, QUEUE, PerCaller
 from pillarbox.log import Log
 from pillarbox.roles.delivery import Agent, Outgoing
 from pillarbox.roles.dispatcher import Incoming
@@ -249,7 +249,7 @@ class _Filter(BaseRole):
             log=log,
             now=time.time,
         )
-        self.services["filters"] = self._filters
+        self.services["filters"] = PerCaller(self._filters.serve)
 
     def add_program(self, token: int, connection: socket.socket) -> None:
         self._programs.add(token, connection)
@@ -285,7 +285,6 @@ def _processors(role: BaseRole, peers: Peers, log: Log) -> "Processors":
 
     return Processors(
         filters=cast(Filters, peers.proxy("filters", FILTER)),
-        teller=peers.me,
         log=log,
         now=time.time,
         random64=lambda: secrets.randbits(64) or 1,

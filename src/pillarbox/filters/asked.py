@@ -1,16 +1,18 @@
 """What one life of a processor was told and asked, and by whom: where its answers go, and which it still owes.
 
-A session is known from the first that is told of it until its link-disconnect. What is said about others is ignored,
+A session is known from the first that is told of it until its link-disconnect, and is that of who told this: nobody
+else may tell of it, or fill the place that the sessions of others have. What is said about others is ignored,
 as the reference does: sessions end while a processor thinks. Of a session that is known, only what was asked may be
 answered; a token serves again once it was answered.
 """
 
 from collections.abc import Iterator
 
+from pillarbox.errors import TempFail
 from pillarbox.filters.protocol import Violation
 from pillarbox.roles.filters import Decision, Lines, Output, Phase, Question, Result
 
-MAX_SESSIONS = 50_000  # known at a time; the oldest is forgotten, and what is said about it ignored
+MAX_SESSIONS = 50_000  # of a teller, known at a time; the oldest is forgotten, and what is said about it ignored
 MAX_TOKENS = 1000  # of a session, answered ones included
 _SLACK = 1 << 20  # bytes by which a message may grow in any case
 
@@ -43,11 +45,15 @@ class _Session:
 
 
 class Asked:
-    """`max_growth`: bytes by which a message may be longer when it comes back. Times are of any one clock."""
+    """`max_growth`: bytes by which a message may be longer when it comes back. Times are of any one clock.
+
+    What is told of a session that is another teller's is a TempFail.
+    """
 
     def __init__(self, *, max_growth: int) -> None:
         self._max_growth = max_growth + _SLACK
         self._sessions: dict[int, _Session] = {}
+        self._of: dict[str, dict[int, None]] = {}  # the sessions of each teller, the oldest first
         self._due: dict[tuple[int, int], _Ask] = {}  # the oldest first
 
     def __len__(self) -> int:
@@ -84,13 +90,17 @@ class Asked:
     def ends(self, session: int) -> None:
         """The session is over."""
         known = self._sessions.pop(session, None)
-        for token in known.asked if known is not None else ():
+        if known is None:
+            return
+        self._of[known.teller].pop(session)
+        for token in known.asked:
             self._due.pop((session, token), None)
 
     def teller_is_gone(self, teller: str) -> None:
         """And all its sessions."""
-        for session in [number for number, known in self._sessions.items() if known.teller == teller]:
+        for session in list(self._of.get(teller, ())):
             self.ends(session)
+        self._of.pop(teller, None)
 
     def give_up(self, before: float) -> Iterator[tuple[int, str]]:
         """Those due since before that time are not waited for any more: session and phase of each."""
@@ -104,9 +114,13 @@ class Asked:
     def _session(self, number: int, teller: str) -> _Session:
         known = self._sessions.get(number)
         if known is None:
-            if len(self._sessions) >= MAX_SESSIONS:
-                self.ends(next(iter(self._sessions)))
+            own = self._of.setdefault(teller, {})
+            if len(own) >= MAX_SESSIONS:
+                self.ends(next(iter(own)))
+            own[number] = None
             known = self._sessions[number] = _Session(teller)
+        elif known.teller != teller:
+            raise TempFail(f"session {number:016x} is not one of {teller}")
         return known
 
     def _new(self, session: _Session, token: int, phase: str) -> _Ask:

@@ -94,13 +94,7 @@ class Link(asyncio.Protocol):
     async def tell(self, teller: str, items: Sequence[Told]) -> None:
         """Write this; returns when there is room for more. TempFail: it is over."""
         self._check()
-        lines = [line for item in items if (line := self._line(teller, item))]
-        assert self._transport is not None
-        if lines:
-            self._transport.writelines(lines)
-            self._told_bytes += sum(map(len, lines))
-            if self._transport.get_write_buffer_size() > UNREAD_MAX:
-                self.end("does not read what it is sent")
+        self._write(teller, items)
         if self._room is not None and self._protocol.phases:
             await asyncio.shield(self._room)
         self._check()
@@ -108,6 +102,20 @@ class Link(asyncio.Protocol):
     def _check(self) -> None:
         if self.over.done() or self._transport is None:
             raise TempFail(f"filter {self._name} does not answer")
+
+    def _write(self, teller: str, items: Sequence[Told]) -> None:
+        assert self._transport is not None
+        lines: list[bytes] = []
+        try:
+            for item in items:
+                if line := self._line(teller, item):
+                    lines.append(line)
+        finally:  # what is noted as asked has to be asked, whatever is wrong with the rest
+            if lines:
+                self._transport.writelines(lines)
+                self._told_bytes += sum(map(len, lines))
+                if self._transport.get_write_buffer_size() > UNREAD_MAX:
+                    self.end("does not read what it is sent")
 
     def _line(self, teller: str, item: Told) -> bytes:
         """What it reads of this; b"": nothing."""
@@ -126,8 +134,8 @@ class Link(asyncio.Protocol):
     def _event(self, teller: str, report: Report) -> bytes:
         if report.subsystem != MDA:  # a delivery is no session that could end
             self._asked.hears_of(report.session, teller)
-        if report.event == "link-disconnect":
-            self._asked.ends(report.session)
+            if report.event == "link-disconnect":
+                self._asked.ends(report.session)
         if f"{report.subsystem} {report.event}" not in self._protocol.events:
             return b""
         assert self._transport is not None
