@@ -191,6 +191,15 @@ def no_answer():
         pass
 
 
+def slowly():
+    """Gives messages back, one line at a time."""
+    greet()
+    for field in fields():
+        answer(field)
+        if field[4] == "data-line":
+            time.sleep(0.4)
+
+
 def flood():
     """Writes without end, without an end of line."""
     greet()

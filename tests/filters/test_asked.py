@@ -6,7 +6,7 @@ from pillarbox.errors import TempFail
 from pillarbox.filters import asked
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import Violation
-from pillarbox.roles.filters import Decision, Lines, Output, Question, Result
+from pillarbox.roles.filters import WHOLE_MESSAGE, Decision, Lines, Output, Question, Result
 
 NOBODY = None  # gets it
 
@@ -51,27 +51,42 @@ def test_a_token_may_serve_again() -> None:
         assert owed.oldest() is None
         owed.lines(lines(token=8), "d.0", 4.0)
         assert owed.oldest() == 4.0
-        assert owed.output(output(token=8, last=False)) == "d.0"
-        assert owed.output(output(token=8)) == "d.0"
-        assert owed.output(output(token=8)) is NOBODY
+        assert owed.output(output(token=8, last=False), 5.0) == "d.0"
+        assert owed.output(output(token=8), 5.0) == "d.0"
+        assert owed.output(output(token=8), 5.0) is NOBODY
 
 
 def test_a_message_may_come_back_before_it_has_ended() -> None:
     owed = owes()
     owed.lines(lines(last=False), "d.0", 1.0)
-    assert owed.output(output()) == "d.0"
+    assert owed.output(output(), 5.0) == "d.0"
     owed.lines(lines(), "d.0", 2.0)
     assert owed.oldest() is None
-    assert owed.output(output(last=False)) is NOBODY
+    assert owed.output(output(last=False), 5.0) is NOBODY
+
+
+def test_a_message_that_keeps_coming_back_is_due_anew_with_each_part_but_not_for_ever() -> None:
+    owed = owes()
+    owed.lines(lines(token=8), "d.0", 0.0)
+    owed.question(question(token=9), "d.0", 1.0)
+    for now in range(50, 600, 50):
+        assert owed.output(output(token=8, last=False), float(now)) == "d.0"
+        gone = [(1, "helo")] if now == 100 else []  # others are none the better for it
+        assert list(owed.give_up(now - 60.0)) == gone
+    assert owed.oldest() == 550.0
+    assert owed.output(output(token=8, last=False), WHOLE_MESSAGE) == "d.0"
+    assert list(owed.give_up(WHOLE_MESSAGE + 1 - 60.0)) == []
+    assert list(owed.give_up(WHOLE_MESSAGE + 11 - 60.0)) == [(1, "data-line")]
+    assert owed.output(output(token=8), 700.0) is NOBODY
 
 
 def test_a_message_may_grow_so_much_and_no_more() -> None:
     owed = owes(max_growth=1000)
     owed.lines(lines(b"x" * 500), "d.0", 1.0)
     most = 500 + 1000 + asked._SLACK
-    assert owed.output(output(b"x" * most, last=False)) == "d.0"
+    assert owed.output(output(b"x" * most, last=False), 5.0) == "d.0"
     with pytest.raises(Violation, match="longer than any may be"):
-        owed.output(output(b"x"))
+        owed.output(output(b"x"), 5.0)
 
 
 def test_of_a_session_that_is_known_only_what_was_asked_may_be_answered() -> None:
@@ -81,12 +96,12 @@ def test_of_a_session_that_is_known_only_what_was_asked_may_be_answered() -> Non
         with pytest.raises(Violation, match="did not ask"):
             owed.result(answer)
     with pytest.raises(Violation, match="answered helo with lines"):
-        owed.output(output())
+        owed.output(output(), 5.0)
     owed.lines(lines(token=9), "d.0", 1.0)
     with pytest.raises(Violation, match="lines of a message with a decision"):
         owed.result(result(token=9))
     assert owed.result(result(session=2)) is NOBODY
-    assert owed.output(output(session=2)) is NOBODY
+    assert owed.output(output(session=2), 5.0) is NOBODY
 
 
 def test_junk_is_decided_before_the_message_is_complete() -> None:
@@ -145,7 +160,7 @@ def test_what_is_given_up_is_nobody_s_any_more() -> None:
     assert list(owed.give_up(2.0)) == [(1, "helo"), (1, "data-line")]
     assert (len(owed), owed.oldest()) == (1, 3.0)
     assert owed.result(result(token=1)) is NOBODY
-    assert owed.output(output(token=2)) is NOBODY
+    assert owed.output(output(token=2), 5.0) is NOBODY
     assert owed.result(result(token=3)) == "d.0"
 
 

@@ -254,6 +254,18 @@ def test_a_question_that_is_left_out_is_lost_and_nothing_else(folder: Path) -> N
     run(folder, body, "leaves_out", timeout=1)
 
 
+def test_a_message_that_takes_longer_than_an_answer_may_arrives_as_long_as_some_of_it_does(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        lines = rig.lines(b"line\r\n" * 8)
+        await rig.tell(processor, lines)
+        await rig.dispatcher.until(lambda: any(isinstance(a, Output) and a.last for a in rig.dispatcher.answers))
+        assert rig.dispatcher.message(lines.token) == lines.data
+        assert "not answered" not in rig.log
+
+    run(folder, body, "slowly", timeout=1)
+
+
 def test_a_processor_that_does_not_read_makes_who_asks_wait_until_it_is_ended(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()

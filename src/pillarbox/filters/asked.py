@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pillarbox.errors import TempFail
 from pillarbox.filters.protocol import Violation
-from pillarbox.roles.filters import Decision, Lines, Output, Phase, Question, Result
+from pillarbox.roles.filters import WHOLE_MESSAGE, Decision, Lines, Output, Phase, Question, Result
 
 MAX_SESSIONS = 50_000  # of a teller, known at a time; the oldest is forgotten, and what is said about it ignored
 MAX_TOKENS = 1000  # of a session, answered ones included
@@ -18,16 +18,17 @@ _SLACK = 1 << 20  # bytes by which a message may grow in any case
 
 
 class _Ask:
-    """A question, or a message that is filtered. `since`: when the answer began to be due, None: not now.
+    """A question, or a message that is filtered. `since`: when an answer, or more of it, began to be due; None: not.
 
-    `done`: it is answered, or nobody waits for it any more. `ended`: all of the message was told.
+    `done`: it is answered, or nobody waits for it any more. `ended`: all of the message was told; `begun`: when.
     """
 
-    __slots__ = ("done", "ended", "made", "phase", "since", "told")
+    __slots__ = ("begun", "done", "ended", "made", "phase", "since", "told")
 
     def __init__(self, phase: str) -> None:
         self.phase = phase
         self.since: float | None = None
+        self.begun = 0.0
         self.done = self.ended = False
         self.told = 0  # bytes of a message
         self.made = 0
@@ -84,7 +85,7 @@ class Asked:
         ask.told += len(lines.data)
         ask.ended = lines.last
         if lines.last and not ask.done:
-            ask.since = now
+            ask.since = ask.begun = now
             self._due[lines.session, lines.token] = ask
 
     def ends(self, session: int) -> None:
@@ -149,8 +150,8 @@ class Asked:
             raise Violation("decided junk at commit, when the message is complete")
         return session.teller if self._settle(result.session, result.token, ask) else None
 
-    def output(self, output: Output) -> str | None:
-        """Likewise for some of a message."""
+    def output(self, output: Output, now: float) -> str | None:
+        """Likewise for some of a message. As long as some comes, more of it is due anew, but not for ever."""
         found = self._find(output.session, output.token)
         if found is None:
             return None
@@ -164,6 +165,9 @@ class Asked:
             return None
         if output.last:
             self._settle(output.session, output.token, ask)
+        elif ask.since is not None and now < ask.begun + WHOLE_MESSAGE:
+            ask.since = now
+            self._due[output.session, output.token] = self._due.pop((output.session, output.token))
         return session.teller
 
     def _settle(self, session: int, token: int, ask: _Ask) -> bool:

@@ -212,7 +212,7 @@ class Link(asyncio.Protocol):
         if isinstance(answer, Result):
             teller, size = self._asked.result(answer), len(answer.param)
         elif isinstance(answer, Output):
-            teller, size = self._asked.output(answer), len(answer.data)
+            teller, size = self._asked.output(answer, self._loop.time()), len(answer.data)
         else:
             teller, size = self._asked.teller_of(answer.session), len(answer.text)
         if teller is None or isinstance(answer, Said):  # nothing else bounds these
