@@ -90,6 +90,9 @@ class FilterService:
         for supervised in ended:
             del self._by_number[supervised.number]
         await asyncio.gather(*(supervised.close() for supervised in ended))
+        for teller in self._tellers.values():
+            for supervised in ended:
+                teller.forget(supervised.number)
 
     async def close(self) -> None:
         """End them all."""
