@@ -38,10 +38,13 @@ from pillarbox.roles.filters import (
 
 SESSION_TIMEOUT = 300  # seconds: what `config|smtp-session-timeout` says
 MAX_LINE = 1 << 20  # bytes that a processor may write without ending a line
+MAX_REFUSAL = 4095  # bytes of a refusal that count: the reference says no more of any reply
+MAX_PARAM = 16_384  # bytes of what else a decision says: the reference's own messages hold no more
 
 _REPORTED: dict[str, tuple[str, ...]] = {SMTP_IN: EVENTS, SMTP_OUT: EVENTS, MDA: MDA_EVENTS}
 _WITHOUT_FIELDS = frozenset(("link-disconnect", "timeout"))
 _ALONE = frozenset((Decision.PROCEED, Decision.JUNK))  # decisions without a parameter
+_REFUSALS = frozenset((Decision.REJECT, Decision.DISCONNECT))
 _ONE_LINE = str.maketrans({"\n": " ", "\r": " ", "\0": " "})
 _ID = rb"([0-9A-Fa-f]{1,16})"
 _RESULT = re.compile(rb"filter-result\|" + _ID + rb"\|" + _ID + rb"\|([a-z]*)(?:\|(.*))?", re.DOTALL)
@@ -205,7 +208,12 @@ class FilterProtocol:
             raise Violation(f"decided what is no decision: {_shown(line)}") from None
         if (match[4] is None) is not (decision in _ALONE):
             raise Violation(f"decided without what belongs to it, or with what does not: {_shown(line)}")
-        return Result(session, token, decision, (match[4] or b"").decode("utf-8", "replace"))
+        param = match[4] or b""
+        if decision in _REFUSALS:
+            param = param[:MAX_REFUSAL]
+        elif len(param) > MAX_PARAM:
+            raise Violation(f"decided with more than {MAX_PARAM} bytes: {_shown(line)}")
+        return Result(session, token, decision, param.decode("utf-8", "replace"))
 
     def _register(self, line: bytes) -> Heard | None:
         before = self.events, self.phases
