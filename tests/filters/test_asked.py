@@ -152,6 +152,24 @@ def test_the_sessions_of_one_take_no_place_of_another_s(monkeypatch: pytest.Monk
     assert owed.teller_of(89) is NOBODY
 
 
+def test_reports_about_a_session_are_bounded_by_what_else_is_told_of_it() -> None:
+    owed = owes()
+    assert not owed.may_report(1)
+    owed.hears_of(1, "d.0")
+    for told, more in (
+        (lambda: None, asked.MAX_REPORTS),
+        (lambda: owed.hears_of(1, "d.0", echo=True), 0),
+        (lambda: owed.hears_of(1, "d.0"), asked.REPORTS_EACH),
+        (lambda: owed.question(question(), "d.0", 1.0), asked.REPORTS_EACH),
+        (lambda: owed.lines(lines(b"x\r\n" * 50, token=8), "d.0", 1.0), asked.REPORTS_EACH + 50),
+        (lambda: [owed.hears_of(1, "d.0") for _ in range(1000)], asked.MAX_REPORTS),
+    ):
+        told()
+        assert [owed.may_report(1) for _ in range(more + 1)] == [True] * more + [False]
+    owed.hears_of(2, "d.0")
+    assert owed.may_report(2)
+
+
 def test_what_is_given_up_is_nobody_s_any_more() -> None:
     owed = owes()
     owed.question(question(token=1), "d.0", 1.0)

@@ -14,6 +14,8 @@ from pillarbox.roles.filters import WHOLE_MESSAGE, Decision, Lines, Output, Phas
 
 MAX_SESSIONS = 50_000  # of a teller, known at a time; the oldest is forgotten, and what is said about it ignored
 MAX_TOKENS = 1000  # of a session, answered ones included
+MAX_REPORTS = 100  # about a session, that one who hears reports may make before it is told something else
+REPORTS_EACH = 10  # more of them for each thing that it is told
 _SLACK = 1 << 20  # bytes by which a message may grow in any case
 
 
@@ -35,14 +37,21 @@ class _Ask:
 
 
 class _Session:
-    """A session. `complete`: all tokens that were used are here, so that another one was never asked."""
+    """A session. `complete`: all tokens that were used are here, so that another one was never asked.
 
-    __slots__ = ("asked", "complete", "teller")
+    `reports`: how many it may make of its own before it is told something else.
+    """
+
+    __slots__ = ("asked", "complete", "reports", "teller")
 
     def __init__(self, teller: str) -> None:
         self.teller = teller
         self.asked: dict[int, _Ask] = {}
         self.complete = True
+        self.reports = MAX_REPORTS
+
+    def allow(self, reports: int = REPORTS_EACH) -> None:
+        self.reports = min(MAX_REPORTS, self.reports + reports)
 
 
 class Asked:
@@ -66,19 +75,24 @@ class Asked:
 
     # -- what it is told
 
-    def hears_of(self, session: int, teller: str) -> None:
-        """Something is told of this session."""
-        self._session(session, teller)
+    def hears_of(self, session: int, teller: str, *, echo: bool = False) -> None:
+        """Something is told of this session. `echo`: a report that a filter made of its own."""
+        known = self._session(session, teller)
+        if not echo:
+            known.allow()
 
     def question(self, question: Question, teller: str, now: float) -> None:
         """It is asked this."""
-        ask = self._new(self._session(question.session, teller), question.token, question.phase)
+        session = self._session(question.session, teller)
+        session.allow()
+        ask = self._new(session, question.token, question.phase)
         ask.since = now
         self._due[question.session, question.token] = ask
 
     def lines(self, lines: Lines, teller: str, now: float) -> None:
         """It gets some of a message: what it makes of that is due when it has all of it."""
         session = self._session(lines.session, teller)
+        session.allow(REPORTS_EACH + lines.data.count(b"\n"))
         ask = session.asked.get(lines.token)
         if ask is None or (ask.ended and ask.done):
             ask = self._new(session, lines.token, Phase.DATA_LINE)
@@ -137,6 +151,14 @@ class Asked:
         """Who told of a session; None: it is not known."""
         known = self._sessions.get(session)
         return None if known is None else known.teller
+
+    def may_report(self, session: int) -> bool:
+        """May one who hears what filters report say more about this session? Two of them could go on for ever."""
+        known = self._sessions.get(session)
+        if known is None or not known.reports:
+            return False
+        known.reports -= 1
+        return True
 
     def result(self, result: Result) -> str | None:
         """Who waits for this answer; None: nobody (any more). Raises Violation."""

@@ -14,7 +14,7 @@ from pillarbox.errors import TempFail
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import FilterProtocol, Heard, Violation
 from pillarbox.log import Log
-from pillarbox.roles.filters import MDA, Answer, Lines, Output, Question, Report, Result, Said, Told
+from pillarbox.roles.filters import MDA, SMTP_IN, SMTP_OUT, Answer, Lines, Output, Question, Report, Result, Said, Told
 
 UNREAD = 1 << 20  # bytes that it has not read, above which who tells it something waits
 UNREAD_EVENTS = 8 << 20  # and above which events are dropped that only it waits for
@@ -66,6 +66,7 @@ class Link(asyncio.Protocol):
         self._reading_since = 0.0
         self._heard = 0.0  # when the last answer came
         self._held = False
+        self._echoes = False  # it answered reports with too many of its own, which is in the log
         self._told_bytes = self._unwanted_bytes = 0
         self._counted = 0  # events that were dropped, and are in the log
         self._counting: asyncio.TimerHandle | None = None
@@ -133,7 +134,8 @@ class Link(asyncio.Protocol):
 
     def _event(self, teller: str, report: Report) -> bytes:
         if report.subsystem != MDA:  # a delivery is no session that could end
-            self._asked.hears_of(report.session, teller)
+            echo = report.event == "filter-report" and report.text.startswith("proc|")
+            self._asked.hears_of(report.session, teller, echo=echo)
             if report.event == "link-disconnect":
                 self._asked.ends(report.session)
         if f"{report.subsystem} {report.event}" not in self._protocol.events:
@@ -214,13 +216,24 @@ class Link(asyncio.Protocol):
         elif isinstance(answer, Output):
             teller, size = self._asked.output(answer, self._loop.time()), len(answer.data)
         else:
-            teller, size = self._asked.teller_of(answer.session), len(answer.text)
+            teller, size = self._reporting_for(answer.session), len(answer.text)
         if teller is None or isinstance(answer, Said):  # nothing else bounds these
             self._unwanted(size)
         else:
             self._heard = self._loop.time()
         if teller is not None:
             self._deliver(teller, answer)
+
+    def _reporting_for(self, session: int) -> str | None:
+        """Who passes on what it reports of its own; None: nobody, or it has said enough."""
+        teller = self._asked.teller_of(session)
+        hears = any(f"{subsystem} filter-report" in self._protocol.events for subsystem in (SMTP_IN, SMTP_OUT))
+        if teller is None or not hears or self._asked.may_report(session):
+            return teller
+        if not self._echoes:
+            self._log.warn(f"filter {self._name}: {session:016x} it answers reports with reports: some are dropped")
+        self._echoes = True
+        return None
 
     def _unwanted(self, size: int) -> None:
         self._unwanted_bytes += size + 50
