@@ -279,6 +279,24 @@ def test_a_processor_that_does_not_read_makes_who_asks_wait_until_it_is_ended(fo
     run(folder, body, "deaf", "good", timeout=1)
 
 
+def test_however_many_tell_it_something_at_once_what_it_has_not_read_is_bounded(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        most = 0
+        empty = rig.lines(b"\r\n" * 100_000, last=False)  # 9 MB as they are told
+        (supervised,) = rig.filters._running.values()
+        telling = [asyncio.ensure_future(rig.tell(processor, empty)) for _ in range(20)]
+        while not all(told.done() for told in telling):
+            await asyncio.sleep(0.01)
+            if supervised.link is not None and supervised.link._transport is not None:
+                most = max(most, supervised.link._transport.get_write_buffer_size())
+        assert {type(told.exception()) for told in telling} == {TempFail}
+        await rig.says("did not read for 1 s what it was sent")
+        assert link.UNREAD < most < 20 << 20
+
+    run(folder, body, "deaf", "good", timeout=1)
+
+
 def test_events_that_only_it_waits_for_are_dropped_and_counted(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()

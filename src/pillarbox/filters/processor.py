@@ -65,6 +65,7 @@ class Link(asyncio.Protocol):
         self._least_unread = 0  # since when it has not read anything: bytes then, and the time
         self._reading_since = 0.0
         self._heard = 0.0  # when the last answer came
+        self._turn = asyncio.Lock()  # fair: what is told stays in order
         self._held = False
         self._echoes = False  # it answered reports with too many of its own, which is in the log
         self._told_bytes = self._unwanted_bytes = 0
@@ -93,12 +94,20 @@ class Link(asyncio.Protocol):
     # -- telling
 
     async def tell(self, teller: str, items: Sequence[Told]) -> None:
-        """Write this; returns when there is room for more. TempFail: it is over."""
+        """Write this when there is room; returns when there is room for more. TempFail: it is over.
+
+        Before too, for many tell at once, and a line that a client sends may be a hundred times as long as it is told.
+        """
+        async with self._turn:
+            await self._has_room()
+            self._write(teller, items)
+        await self._has_room()
+
+    async def _has_room(self) -> None:
         self._check()
-        self._write(teller, items)
         if self._room is not None and self._protocol.phases:
             await asyncio.shield(self._room)
-        self._check()
+            self._check()
 
     def _check(self) -> None:
         if self.over.done() or self._transport is None:
