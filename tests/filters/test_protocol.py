@@ -172,6 +172,13 @@ def test_more_may_be_registered_later() -> None:
     assert heard("register|report|smtp-in|tx-mail\n", speaking) == []
 
 
+def test_who_registers_without_end_is_not_listened_to() -> None:
+    speaking = speaker(ready=False)
+    assert heard("register|ready\n" * 500, speaking) == [Heard.REGISTERED]
+    assert heard("register|filter|smtp-in|helo\n" * 500, speaking) == [Heard.REGISTERED]
+    assert "more than 1000 times" in violates("register|ready\n", speaking)
+
+
 def test_who_registers_no_event_gets_those_of_its_report_statements() -> None:
     all_of_them = every_event("smtp-in")
     speaking = speaker(ready=False, unasked=all_of_them)

@@ -38,6 +38,7 @@ from pillarbox.roles.filters import (
 
 SESSION_TIMEOUT = 300  # seconds: what `config|smtp-session-timeout` says
 MAX_LINE = 1 << 20  # bytes that a processor may write without ending a line
+MAX_REGISTRATIONS = 1000  # lines; there are a tenth as many things to register
 MAX_REFUSAL = 4095  # bytes of a refusal that count: the reference says no more of any reply
 MAX_PARAM = 16_384  # bytes of what else a decision says: the reference's own messages hold no more
 
@@ -93,6 +94,7 @@ class FilterProtocol:
         self.phases: frozenset[str] = frozenset()
         self.ready = ready
         self._introduced = False  # it has said `register|ready`
+        self._registrations = 0  # lines
         self._speak(version)
 
     def _speak(self, version: str) -> None:
@@ -216,11 +218,14 @@ class FilterProtocol:
         return Result(session, token, decision, param.decode("utf-8", "replace"))
 
     def _register(self, line: bytes) -> Heard | None:
+        self._registrations += 1
+        if self._registrations > MAX_REGISTRATIONS:
+            raise Violation(f"registers more than {MAX_REGISTRATIONS} times")
         before = self.events, self.phases
         match line.decode("latin-1").split("|")[1:]:
             case ["ready"]:
-                self.ready = self._introduced = True
-                return Heard.REGISTERED
+                again, self.ready, self._introduced = self._introduced, True, True
+                return None if again else Heard.REGISTERED
             case ["report", subsystem, event] if subsystem in _REPORTED:
                 self.events = self._chosen = self._chosen | _chosen(event, _REPORTED[subsystem], subsystem, line)
             case ["filter", "smtp-in", phase]:
