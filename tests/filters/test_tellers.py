@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from pillarbox.errors import TempFail
 from pillarbox.filters.tellers import FULL, Teller
 from pillarbox.log import Log
 from pillarbox.roles.filters import Answer, Decision, Output, Processor, Result, Said
@@ -58,8 +59,11 @@ class Dispatcher:
         self.told: list[tuple[int, object]] = []
         self.stuck = {number: asyncio.Event() for number in stuck}
         self.held = 0
+        self.fails = False
 
     async def answered(self, number: int, life: int, answers: list[Answer]) -> None:
+        if self.fails:
+            raise TempFail("dispatcher.0 did not answer filtered.answered")
         if number in self.stuck:
             await self.stuck[number].wait()
         self.told += [(number, answer) for answer in answers]
@@ -128,6 +132,31 @@ def test_what_a_processor_says_stays_in_order() -> None:
         await settle()
         said = [what.token if isinstance(what, Result) else f"life {what}" for _, what in dispatcher.told]
         assert said == [0, 1, 2, 3, 4, "life 2", 5, 6, 7, 8]
+
+    passing_on(body)
+
+
+def test_a_message_of_which_some_did_not_arrive_never_comes_to_its_end() -> None:
+    async def body(teller: Teller, dispatcher: Dispatcher) -> None:
+        def part(token: int, data: bytes, *, last: bool = False) -> Output:
+            output = Output(1, token, data, last)
+            teller.answered(1, 1, output, dispatcher)
+            return output
+
+        arrived = [part(7, b"one\r\n"), part(8, b"one\r\n")]
+        await settle()
+        dispatcher.fails = True
+        part(7, b"two\r\n")
+        part(9, b"all\r\n", last=True)
+        await settle()
+        dispatcher.fails = False
+        part(7, b"three\r\n")
+        part(7, b"four\r\n", last=True)
+        arrived.append(part(8, b"two\r\n", last=True))
+        arrived.append(part(9, b"of another\r\n", last=True))
+        arrived.append(part(7, b"of another\r\n", last=True))
+        await settle()
+        assert [what for _, what in dispatcher.told] == arrived
 
     passing_on(body)
 

@@ -57,6 +57,7 @@ class _Lane:
         self._held: set[Source] = set()
         self._wake = asyncio.Event()
         self._closed = False
+        self._broken: set[tuple[int, int]] = set()  # messages of which the teller may have missed some
 
     def answered(self, life: int, answer: Answer, source: Source) -> None:
         last = self._waiting[-1] if self._waiting else None
@@ -82,6 +83,7 @@ class _Lane:
 
     def gone(self) -> None:
         self._waiting.clear()
+        self._broken.clear()
         self._taken(self._size)
 
     def close(self) -> None:
@@ -100,13 +102,31 @@ class _Lane:
     async def _say(self, what: "_Answers | Processor") -> None:
         try:
             if isinstance(what, _Answers):
-                await self._filtered.answered(self._number, what.life, _joined(what.answers))
+                answers = [answer for answer in what.answers if not self._is_broken(answer)]
+                if answers:
+                    await self._filtered.answered(self._number, what.life, _joined(answers))
             else:
                 await self._filtered.changed([what])
         except PillarboxError as error:  # it is gone, and its sessions are; or it gives up by its own deadlines
             self._log.debug(f"filter: {self._teller}: {error}")
+            if isinstance(what, _Answers):
+                self._lose(what.answers)
         if isinstance(what, _Answers):
             self._taken(what.size)
+
+    def _lose(self, answers: Sequence[Answer]) -> None:
+        """A message with a hole must never come to its end: the rest of it is kept back, until its session gives up."""
+        for answer in answers:
+            if isinstance(answer, Output):
+                key = answer.session, answer.token
+                (self._broken.discard if answer.last else self._broken.add)(key)
+
+    def _is_broken(self, answer: Answer) -> bool:
+        if not isinstance(answer, Output) or (answer.session, answer.token) not in self._broken:
+            return False
+        if answer.last:
+            self._broken.discard((answer.session, answer.token))
+        return True
 
     def _taken(self, size: int) -> None:
         self._size = max(0, self._size - size)
