@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src/pillarbox"
 
 # docs/design.md shows the same as a picture. What is on one layer does not import one another.
 LAYERS = {
-    0: ["errors", "log", "metrics", "places", "replacement", "sdk"],
+    0: ["errors", "log", "metrics", "places", "replacement", "sdk", "sockets"],
     1: ["mail"],
     2: ["smtp", "conf", "roles"],
     3: ["tables", "dns", "tls"],

@@ -4,11 +4,13 @@ import asyncio
 import io
 import socket
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from pillarbox.daemon import ipc
 from pillarbox.daemon.peers import Peers
-from pillarbox.daemon.wiring import LOOKUP, QUEUE
+from pillarbox.daemon.wiring import FILTER, LOOKUP, QUEUE, PerCaller
 from pillarbox.log import Log
+from pillarbox.roles.filters import Filters, Processor, Told
 
 
 class Watched:
@@ -84,3 +86,34 @@ def test_a_peer_that_talks_nonsense_is_told_to_be_faulty() -> None:
         theirs.close()
 
     run(body)
+
+
+class _Named:
+    """What the filter role serves to a peer of this name: it answers with that."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def join(self, generation: int) -> list[Processor]:
+        return [Processor(number=generation, name=self._name)]
+
+    async def tell(self, number: int, life: int, items: list[Told]) -> None:
+        """Nothing."""
+
+
+def test_who_calls_is_known_by_the_link() -> None:
+    async def main() -> None:
+        services: dict[str, object] = {"filters": PerCaller(_Named)}
+        role = Peers(FILTER, 2, Log(io.StringIO()))
+        for name in ("dispatcher.0", "dispatcher.1", "queue"):
+            ours, theirs = socket.socketpair()
+            caller = Peers(name, 2, Log(io.StringIO()))
+            await role.attach(name, ours, services)
+            await caller.attach(FILTER, theirs, {"filtered": _Anything()})
+            local = Peers(name, 2, Log(io.StringIO()))
+            local.attach_local(FILTER, services)
+            for peers in (caller, local):
+                filters = cast(Filters, peers.proxy("filters", FILTER))
+                assert await filters.join(7) == [Processor(number=7, name=name)]
+
+    asyncio.run(main())

@@ -112,7 +112,7 @@ class MemoryFilters:
         assert self.filtered is not None
         await self.filtered.changed([played.processor])
 
-    async def join(self, teller: str, generation: int) -> list[Processor]:
+    async def join(self, generation: int) -> list[Processor]:
         if self.late is not None:
             await self.late.wait()
         if self.down:
@@ -120,7 +120,7 @@ class MemoryFilters:
         self.joined.append(generation)
         return [played.processor for played in self.played.values()]
 
-    async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
+    async def tell(self, number: int, life: int, items: list[Told]) -> None:
         self.tells += 1
         played = self.played[number]
         if self.down or played.processor.life != life:
@@ -165,7 +165,6 @@ def make_processors(
     numbers = iter(range(1, 1 << 32))
     processors = Processors(
         filters=filters,  # type: ignore[arg-type]
-        teller="dispatcher.0",
         log=log,
         now=lambda: 1000.0,
         random64=lambda: next(numbers),

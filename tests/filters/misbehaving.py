@@ -191,6 +191,27 @@ def no_answer():
         pass
 
 
+def echoes():
+    """Answers each report that any filter makes with one of its own, and says how many it has heard."""
+    greet("filter|smtp-in|noop", "report|smtp-in|link-connect", "report|smtp-in|filter-report")
+    heard = 0
+    for field in fields():
+        if field[0] == "filter":
+            say(f"filter-result|{field[5]}|{field[6]}|reject|550 {heard}")
+            continue
+        heard += field[4] == "filter-report"
+        say(f"report|1576146008.006099|smtp-in|{field[5]}|and another")
+
+
+def slowly():
+    """Gives messages back, one line at a time."""
+    greet()
+    for field in fields():
+        answer(field)
+        if field[4] == "data-line":
+            time.sleep(0.4)
+
+
 def flood():
     """Writes without end, without an end of line."""
     greet()

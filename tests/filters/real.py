@@ -25,15 +25,15 @@ class Between:
         self.filtered: Filtered | None = None
         self.role: FilterService | None = None
 
-    async def join(self, teller: str, generation: int) -> list[Processor]:
+    async def join(self, generation: int) -> list[Processor]:
         """See `Filters`."""
         assert self.role is not None
-        return await self.role.join(teller, generation)
+        return await self.role.serve("dispatcher.0").join(generation)
 
-    async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
+    async def tell(self, number: int, life: int, items: list[Told]) -> None:
         """See `Filters`."""
         assert self.role is not None
-        await self.role.tell(teller, number, life, items)
+        await self.role.serve("dispatcher.0").tell(number, life, items)
 
     async def answered(self, number: int, life: int, answers: list[Answer]) -> None:
         """See `Filtered`."""

@@ -121,8 +121,8 @@ class Rig:
 
     async def join(self, generation: int = 1) -> Processor:
         """Both dispatchers join; the first processor."""
-        await self.filters.join("dispatcher.1", generation)
-        processors = await self.filters.join("dispatcher.0", generation)
+        await self.filters.serve("dispatcher.1").join(generation)
+        processors = await self.filters.serve("dispatcher.0").join(generation)
         for processor in processors:
             self.dispatcher.processors[processor.number] = processor
         return processors[0]
@@ -133,7 +133,7 @@ class Rig:
 
     async def tell(self, processor: Processor, *items: Told, teller: str = "dispatcher.0") -> None:
         """See `Filters`."""
-        await self.filters.tell(teller, processor.number, processor.life, list(items))
+        await self.filters.serve(teller).tell(processor.number, processor.life, list(items))
 
     def question(self, session: int = 1, phase: str = "mail-from", param: str = "a@b") -> Question:
         """A new one."""

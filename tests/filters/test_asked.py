@@ -2,10 +2,11 @@
 
 import pytest
 
+from pillarbox.errors import TempFail
 from pillarbox.filters import asked
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import Violation
-from pillarbox.roles.filters import Decision, Lines, Output, Question, Result
+from pillarbox.roles.filters import WHOLE_MESSAGE, Decision, Lines, Output, Question, Result
 
 NOBODY = None  # gets it
 
@@ -50,27 +51,42 @@ def test_a_token_may_serve_again() -> None:
         assert owed.oldest() is None
         owed.lines(lines(token=8), "d.0", 4.0)
         assert owed.oldest() == 4.0
-        assert owed.output(output(token=8, last=False)) == "d.0"
-        assert owed.output(output(token=8)) == "d.0"
-        assert owed.output(output(token=8)) is NOBODY
+        assert owed.output(output(token=8, last=False), 5.0) == "d.0"
+        assert owed.output(output(token=8), 5.0) == "d.0"
+        assert owed.output(output(token=8), 5.0) is NOBODY
 
 
 def test_a_message_may_come_back_before_it_has_ended() -> None:
     owed = owes()
     owed.lines(lines(last=False), "d.0", 1.0)
-    assert owed.output(output()) == "d.0"
+    assert owed.output(output(), 5.0) == "d.0"
     owed.lines(lines(), "d.0", 2.0)
     assert owed.oldest() is None
-    assert owed.output(output(last=False)) is NOBODY
+    assert owed.output(output(last=False), 5.0) is NOBODY
+
+
+def test_a_message_that_keeps_coming_back_is_due_anew_with_each_part_but_not_for_ever() -> None:
+    owed = owes()
+    owed.lines(lines(token=8), "d.0", 0.0)
+    owed.question(question(token=9), "d.0", 1.0)
+    for now in range(50, 600, 50):
+        assert owed.output(output(token=8, last=False), float(now)) == "d.0"
+        gone = [(1, "helo")] if now == 100 else []  # others are none the better for it
+        assert list(owed.give_up(now - 60.0)) == gone
+    assert owed.oldest() == 550.0
+    assert owed.output(output(token=8, last=False), WHOLE_MESSAGE) == "d.0"
+    assert list(owed.give_up(WHOLE_MESSAGE + 1 - 60.0)) == []
+    assert list(owed.give_up(WHOLE_MESSAGE + 11 - 60.0)) == [(1, "data-line")]
+    assert owed.output(output(token=8), 700.0) is NOBODY
 
 
 def test_a_message_may_grow_so_much_and_no_more() -> None:
     owed = owes(max_growth=1000)
     owed.lines(lines(b"x" * 500), "d.0", 1.0)
     most = 500 + 1000 + asked._SLACK
-    assert owed.output(output(b"x" * most, last=False)) == "d.0"
+    assert owed.output(output(b"x" * most, last=False), 5.0) == "d.0"
     with pytest.raises(Violation, match="longer than any may be"):
-        owed.output(output(b"x"))
+        owed.output(output(b"x"), 5.0)
 
 
 def test_of_a_session_that_is_known_only_what_was_asked_may_be_answered() -> None:
@@ -80,12 +96,12 @@ def test_of_a_session_that_is_known_only_what_was_asked_may_be_answered() -> Non
         with pytest.raises(Violation, match="did not ask"):
             owed.result(answer)
     with pytest.raises(Violation, match="answered helo with lines"):
-        owed.output(output())
+        owed.output(output(), 5.0)
     owed.lines(lines(token=9), "d.0", 1.0)
     with pytest.raises(Violation, match="lines of a message with a decision"):
         owed.result(result(token=9))
     assert owed.result(result(session=2)) is NOBODY
-    assert owed.output(output(session=2)) is NOBODY
+    assert owed.output(output(session=2), 5.0) is NOBODY
 
 
 def test_junk_is_decided_before_the_message_is_complete() -> None:
@@ -109,6 +125,51 @@ def test_sessions_are_forgotten_when_they_end_or_their_teller_does() -> None:
     owed.ends(99)
 
 
+def test_a_session_is_that_of_who_told_of_it_first() -> None:
+    owed = owes()
+    owed.question(question(), "d.0", 1.0)
+    for told in (
+        lambda: owed.hears_of(1, "d.1"),
+        lambda: owed.question(question(token=8), "d.1", 1.0),
+        lambda: owed.lines(lines(token=8), "d.1", 1.0),
+    ):
+        with pytest.raises(TempFail, match=r"0000000000000001 is not one of d\.1"):
+            told()
+    owed.teller_is_gone("d.1")
+    assert owed.result(result()) == "d.0"
+    owed.ends(1)
+    owed.hears_of(1, "d.1")
+    assert owed.teller_of(1) == "d.1"
+
+
+def test_the_sessions_of_one_take_no_place_of_another_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "MAX_SESSIONS", 10)
+    owed = owes()
+    owed.question(question(), "d.0", 1.0)
+    for session in range(2, 100):
+        owed.hears_of(session, "d.1")
+    assert owed.result(result()) == "d.0"
+    assert owed.teller_of(89) is NOBODY
+
+
+def test_reports_about_a_session_are_bounded_by_what_else_is_told_of_it() -> None:
+    owed = owes()
+    assert not owed.may_report(1)
+    owed.hears_of(1, "d.0")
+    for told, more in (
+        (lambda: None, asked.MAX_REPORTS),
+        (lambda: owed.hears_of(1, "d.0", echo=True), 0),
+        (lambda: owed.hears_of(1, "d.0"), asked.REPORTS_EACH),
+        (lambda: owed.question(question(), "d.0", 1.0), asked.REPORTS_EACH),
+        (lambda: owed.lines(lines(b"x\r\n" * 50, token=8), "d.0", 1.0), asked.REPORTS_EACH + 50),
+        (lambda: [owed.hears_of(1, "d.0") for _ in range(1000)], asked.MAX_REPORTS),
+    ):
+        told()
+        assert [owed.may_report(1) for _ in range(more + 1)] == [True] * more + [False]
+    owed.hears_of(2, "d.0")
+    assert owed.may_report(2)
+
+
 def test_what_is_given_up_is_nobody_s_any_more() -> None:
     owed = owes()
     owed.question(question(token=1), "d.0", 1.0)
@@ -117,7 +178,7 @@ def test_what_is_given_up_is_nobody_s_any_more() -> None:
     assert list(owed.give_up(2.0)) == [(1, "helo"), (1, "data-line")]
     assert (len(owed), owed.oldest()) == (1, 3.0)
     assert owed.result(result(token=1)) is NOBODY
-    assert owed.output(output(token=2)) is NOBODY
+    assert owed.output(output(token=2), 5.0) is NOBODY
     assert owed.result(result(token=3)) == "d.0"
 
 

@@ -34,6 +34,23 @@ def violates(text: str | bytes, speaking: FilterProtocol | None = None) -> str:
     return str(caught.value)
 
 
+# -- bounds
+
+
+def test_of_a_refusal_no_more_counts_than_the_reference_would_say() -> None:
+    for decision in ("reject", "disconnect"):
+        (result,) = heard(f"filter-result|{IDS}|{decision}|550 {'x' * 100_000}\n")
+        assert isinstance(result, Result) and result.param == "550 " + "x" * 4091
+    assert heard(b"filter-result|%s|reject|550 %s\n" % (IDS.encode(), "é".encode() * 2046))
+
+
+def test_other_decisions_of_any_length_are_none() -> None:
+    for decision in ("rewrite", "report"):
+        (result,) = heard(f"filter-result|{IDS}|{decision}|{'x' * 16_384}\n")
+        assert isinstance(result, Result) and len(result.param) == 16_384
+        assert "more than 16384 bytes" in violates(f"filter-result|{IDS}|{decision}|{'x' * 16_385}\n")
+
+
 # -- what it is told
 
 
@@ -153,6 +170,13 @@ def test_more_may_be_registered_later() -> None:
     heard("register|ready\n", speaking)
     assert heard("register|report|smtp-in|tx-mail\n", speaking) == [Heard.REGISTERED]
     assert heard("register|report|smtp-in|tx-mail\n", speaking) == []
+
+
+def test_who_registers_without_end_is_not_listened_to() -> None:
+    speaking = speaker(ready=False)
+    assert heard("register|ready\n" * 500, speaking) == [Heard.REGISTERED]
+    assert heard("register|filter|smtp-in|helo\n" * 500, speaking) == [Heard.REGISTERED]
+    assert "more than 1000 times" in violates("register|ready\n", speaking)
 
 
 def test_who_registers_no_event_gets_those_of_its_report_statements() -> None:

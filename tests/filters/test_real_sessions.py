@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pillarbox.conf.model import Config, Listener, TlsMode
+from pillarbox.conf.model import Config, Listener, Proc, TlsMode
+from pillarbox.filters.asked import MAX_REPORTS
 from pillarbox.server.tls import build_contexts
 from tests.server.filtering import TRY_AGAIN
 from tests.server.memory import World
 from tests.server.test_tls import material, trusting
 
 from .real import Scripted, configuration, run
-from .rig import Rig
+from .rig import Rig, command
+from .rig import configuration as role_configuration
 
 COMMANDS = {
     "ehlo": "EHLO x.example",
@@ -205,3 +207,19 @@ def test_a_large_message_goes_through_a_program(tmp_path: Path):
         assert w.queue.committed[0].streamed
 
     run(scenario, configuration(one, timeout=30))
+
+
+def test_filters_that_answer_each_other_s_reports_come_to_an_end(tmp_path: Path):
+    config = role_configuration(*(Proc(name=name, command=command(tmp_path, "echoes")) for name in "fg"))
+
+    async def scenario(w: World, rig: Rig) -> None:
+        c = await w.greeted()
+        await rig.says("it answers reports with reports: some are dropped")
+        heard = [int((await c.send("NOOP"))[4:])]
+        await asyncio.sleep(0.5)
+        heard.append(int((await c.send("NOOP"))[4:]))
+        assert MAX_REPORTS <= heard[0] <= heard[1] < 3 * MAX_REPORTS
+        assert heard[1] - heard[0] < 2 * MAX_REPORTS
+        assert [status.restarts for status in await rig.filters.show()] == [0, 0], "that is no failure"
+
+    run(scenario, config)

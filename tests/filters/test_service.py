@@ -96,9 +96,7 @@ def test_what_was_not_registered_is_not_told(folder: Path) -> None:
 def test_local_deliveries_are_events_too(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()
-        await rig.filters.tell(
-            "queue", processor.number, processor.life, [Report("mda", "delivery", 7, 1576146008.006099, "x|ok")]
-        )
+        await rig.tell(processor, Report("mda", "delivery", 7, 1576146008.006099, "x|ok"), teller="queue")
         await rig.says("report|0.7|1576146008.006099|mda|delivery|0000000000000007|x|ok")
 
     run(folder, body, "listens")
@@ -256,6 +254,18 @@ def test_a_question_that_is_left_out_is_lost_and_nothing_else(folder: Path) -> N
     run(folder, body, "leaves_out", timeout=1)
 
 
+def test_a_message_that_takes_longer_than_an_answer_may_arrives_as_long_as_some_of_it_does(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        lines = rig.lines(b"line\r\n" * 8)
+        await rig.tell(processor, lines)
+        await rig.dispatcher.until(lambda: any(isinstance(a, Output) and a.last for a in rig.dispatcher.answers))
+        assert rig.dispatcher.message(lines.token) == lines.data
+        assert "not answered" not in rig.log
+
+    run(folder, body, "slowly", timeout=1)
+
+
 def test_a_processor_that_does_not_read_makes_who_asks_wait_until_it_is_ended(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()
@@ -265,6 +275,24 @@ def test_a_processor_that_does_not_read_makes_who_asks_wait_until_it_is_ended(fo
                     processor, rig.lines(b"x" * 900 + b"\r\n", token=1, last=False), *([event("tx-begin")] * 100)
                 )
         await rig.says("did not read for 1 s what it was sent")
+
+    run(folder, body, "deaf", "good", timeout=1)
+
+
+def test_however_many_tell_it_something_at_once_what_it_has_not_read_is_bounded(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        most = 0
+        empty = rig.lines(b"\r\n" * 100_000, last=False)  # 9 MB as they are told
+        (supervised,) = rig.filters._running.values()
+        telling = [asyncio.ensure_future(rig.tell(processor, empty)) for _ in range(20)]
+        while not all(told.done() for told in telling):
+            await asyncio.sleep(0.01)
+            if supervised.link is not None and supervised.link._transport is not None:
+                most = max(most, supervised.link._transport.get_write_buffer_size())
+        assert {type(told.exception()) for told in telling} == {TempFail}
+        await rig.says("did not read for 1 s what it was sent")
+        assert link.UNREAD < most < 20 << 20
 
     run(folder, body, "deaf", "good", timeout=1)
 
@@ -434,6 +462,24 @@ def test_a_dispatcher_that_is_gone_is_not_waited_for(folder: Path) -> None:
     run(folder, body, "backwards")
 
 
+def test_a_dispatcher_does_not_speak_for_the_sessions_of_another(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        mine = rig.question(1)
+        await rig.tell(processor, mine)
+        for told in (rig.question(1), rig.lines(b"x\r\n"), event("tx-begin"), event("link-disconnect")):
+            with pytest.raises(TempFail, match=r"not one of dispatcher\.1"):
+                await rig.tell(processor, told, teller="dispatcher.1")
+        # And what it was asked in the same breath is asked, and not merely noted as owed.
+        with pytest.raises(TempFail):
+            await rig.tell(processor, rig.question(2), rig.question(1), teller="dispatcher.1")
+        await rig.answer(mine)
+        await rig.other.until(lambda: len(rig.other.answers) == 1)
+        assert len(rig.dispatcher.answers) == 1
+
+    run(folder, body, "good")
+
+
 def test_a_processor_reports_to_the_dispatcher_of_the_session(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()
@@ -456,11 +502,11 @@ def test_processors_that_two_configurations_define_alike_run_on(folder: Path) ->
     second = configuration(moved, new, generation=2)
 
     async def body(rig: Rig) -> None:
-        kept, ended = await rig.filters.join("dispatcher.0", 1)
+        kept, ended = await rig.filters.serve("dispatcher.0").join(1)
         before = {status.pid for status in await rig.filters.show()}
         await rig.filters.add_config(second)
         rig.filters.use_config(2)
-        shared, started = await rig.filters.join("dispatcher.0", 2)
+        shared, started = await rig.filters.serve("dispatcher.0").join(2)
         assert shared == kept
         assert started.number not in (kept.number, ended.number) and started.life
         await rig.ask(ended)  # sessions of the old configuration go on with it
@@ -506,8 +552,8 @@ def test_joining_waits_for_a_configuration_but_not_for_ever(folder: Path, monkey
 
     async def body(rig: Rig) -> None:
         with pytest.raises(TempFail, match="configuration 3"):
-            await rig.filters.join("dispatcher.0", 3)
-        joining = asyncio.ensure_future(rig.filters.join("dispatcher.0", 2))
+            await rig.filters.serve("dispatcher.0").join(3)
+        joining = asyncio.ensure_future(rig.filters.serve("dispatcher.0").join(2))
         await asyncio.sleep(0)
         await rig.filters.add_config(second)
         assert [processor.name for processor in await joining] == ["g"]

@@ -2,13 +2,14 @@
 
 import asyncio
 
+import pytest
 from msgspec.structs import replace
 
 from pillarbox.conf.model import Config, Listener, TlsMode
 from pillarbox.server.tls import build_contexts
 from tests.filters.memory import MemoryFilters, Played, decide
 
-from .filtering import EVERY_EVENT, run, with_filters
+from .filtering import EVERY_EVENT, builtin, run, with_filters
 from .memory import World
 from .test_tls import material, trusting
 
@@ -245,6 +246,51 @@ def test_a_refused_connection_does_not_get_a_handshake():
         phases="connect",
     )
     assert [e.split()[0] for e in played.events] == ["link-connect", "filter-response", "link-disconnect"]
+
+
+@pytest.mark.parametrize("tls", [TlsMode.NONE, TlsMode.SMTPS])
+def test_whatever_goes_wrong_when_a_client_is_introduced_leaves_nothing(tls):
+    listener = Listener(id=1, hostname="mail.example.org", pki=("srv",), tls=tls, filter="chain")
+
+    async def scenario(w: World) -> None:
+        async def broken(case):
+            raise ZeroDivisionError
+
+        w.lookup.filter = broken
+        c = await w.connect()
+        assert tls is TlsMode.SMTPS or await c.reply() == "421 4.3.0 Internal server error"
+        assert await c.closed()
+        await gone(w, c)
+        assert any("ZeroDivisionError" in line for line in w.log)
+
+    config = with_filters("f", builtins=(builtin("connect", "src", "junk", table="t"),), listener=listener)
+    played = heard(scenario, config=config, contexts=contexts(listener))
+    assert [e.split()[0] for e in played.events][-1] == "link-disconnect"
+
+
+def test_a_session_that_ends_while_filters_think_of_its_connection_is_over_for_them(monkeypatch):
+    monkeypatch.setattr("pillarbox.server.session.IDLE", 0.05)
+    listener = Listener(id=1, hostname="mail.example.org", pki=("srv",), tls=TlsMode.SMTPS, filter="chain")
+
+    async def scenario(w: World) -> None:
+        c = await w.connect()
+        await w.until(lambda: bool(w.server._sessions))
+        session = next(iter(w.server._sessions))
+        await w.until(lambda: session.chain is not None)
+        await asyncio.sleep(0.1)
+        assert w.server._sessions, "the time that filters take is not the client's"
+        session.fail("timeout")
+        assert await c.closed()
+        await w.until(lambda: not w.server._sessions)
+
+    played = heard(
+        scenario,
+        config=with_filters("f", listener=listener),
+        contexts=contexts(listener),
+        answer=lambda _: [],
+        phases="connect",
+    )
+    assert [e.split()[0] for e in played.events] == ["link-connect", "timeout", "link-disconnect"]
 
 
 def test_time_is_up(monkeypatch):

@@ -131,6 +131,44 @@ def test_a_refusal_without_a_code_is_an_internal_error_and_the_end(said):
     assert responses(filters)[-1] == "mail-from|disconnect|421 Internal server error"
 
 
+@pytest.mark.parametrize("decision", ["reject", "disconnect"])
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("550 5.7.1 " + "x" * 500, 1),
+        ("550 5.7.1 " + "word " * 99 + "w-x", 1),
+        ("550 5.7.1 " + "word " * 99 + "w-xyzw", 2),
+        ("550 5.7.1 " + "word " * 800, 8),
+        ("550 5.7.1 " + "x" * 4085, 9),
+        ("550 " + "x" * 4091, 9),
+        ("550 " + " " * 4091, 1),
+        ("550 5.7.1 " + "é" * 600, 2),
+    ],
+)
+def test_a_long_refusal_is_said_in_lines_that_every_client_reads(decision, text, lines):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        said = (await c.send("MAIL FROM:<s@x.example>")).splitlines()
+        assert len(said) == lines and max(map(len, said)) <= 510
+        status = "5.7.1 " if "5.7.1" in text else ""
+        heads = [f"550{' ' if number == lines - 1 else '-'}{status}" for number in range(lines)]
+        assert all(line.startswith(head) for line, head in zip(said, heads, strict=True))
+        words = "".join(line.removeprefix(head) for line, head in zip(said, heads, strict=True))
+        assert words.replace(" ", "") == text.removeprefix("550 " + status).replace(" ", "").replace("é", "?")
+        assert (await c.closed()) if decision == "disconnect" else (await c.send("NOOP"))[:3] == "250"
+
+    play(scenario, phase="mail-from", decision=decision, param=text)
+
+
+@pytest.mark.parametrize("decision", ["rewrite", "report"])
+def test_no_command_becomes_longer_than_a_client_could_have_said_it(decision):
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        assert await c.send("EHLO x.example") == "501 5.5.2 Syntax error: Syntax error"
+
+    play(scenario, phase="ehlo", decision=decision, param="x" * 2048)
+
+
 def test_who_rejects_with_421_hangs_up():
     async def scenario(w: World) -> None:
         c = await w.greeted()

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from pillarbox.filters import stream
 from pillarbox.filters.stream import FULL
 from pillarbox.roles.filters import Lines, Output
 from pillarbox.roles.queue import INLINE_BODY
@@ -262,6 +263,30 @@ def test_one_that_makes_nothing_of_a_message_is_waited_for_until_its_deadline():
         await filters.say(played, Output(late.session, late.token, b"Subject: late\r\n", True))
         assert (await c.send(b"Subject: second\r\n\r\n.\r\n"))[:3] == "250"
         assert "Subject: second" in w.queue.text() and "late" not in w.queue.text()
+
+    run(scenario, with_filters("f"), filters)
+
+
+def test_a_message_that_keeps_coming_back_is_waited_for_as_long_as_its_client_waits(monkeypatch):
+    monkeypatch.setattr(stream, "WHOLE_MESSAGE", 1.5)
+    filters, (played,) = filtered(silent, timeout=0.3)
+
+    async def trickle(count: int, *, last: bool) -> None:
+        message = [item for item in played.told if isinstance(item, Lines) and item.last][-1]
+        for number in range(count):
+            await asyncio.sleep(0.1)
+            end = last and number == count - 1
+            await filters.say(played, Output(message.session, message.token, b"X: y\r\n", end))
+
+    async def scenario(w: World) -> None:
+        c = await w.greeted()
+        for count, ends, reply in ((8, True, "250"), (30, False, TRY_AGAIN)):
+            played.told.clear()
+            sending = asyncio.ensure_future(c.message())
+            await w.until(lambda: any(isinstance(item, Lines) and item.last for item in played.told))
+            await trickle(count, last=ends)
+            assert (await sending).startswith(reply)
+        assert any("no end within 1.5 s" in line for line in w.log)
 
     run(scenario, with_filters("f"), filters)
 

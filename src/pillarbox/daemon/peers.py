@@ -1,12 +1,12 @@
 """The peers of a role: one `Port` each, to which links are attached as processes come and go."""
 
-import asyncio
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from pillarbox.daemon import ipc, wiring
 from pillarbox.log import Log
+from pillarbox.sockets import attach
 
 
 def kind(name: str) -> str:
@@ -45,7 +45,6 @@ class Peers:
 
         What is left of a connection to its predecessor ends first, and `on_lost` is told, before `on_attached` is.
         """
-        loop = asyncio.get_running_loop()
         connection.setblocking(False)
         self._newest[peer] = connection
         port = self.ports[peer]
@@ -59,10 +58,10 @@ class Peers:
                     self.on_lost(peer)
 
         def make() -> ipc.Link:
-            serve = wiring.allowed(kind(peer), kind(self.me), services)
+            serve = wiring.allowed(kind(peer), kind(self.me), services, name=peer)
             return ipc.Link(peer=peer, interface=wiring.INTERFACE, serve=serve, log=self.log, lost=lost)
 
-        _, link = await loop.create_connection(make, sock=connection)
+        _, link = await attach(make, connection)
         if self._newest[peer] is not connection:
             link.close()  # the peer was started again meanwhile
             return
@@ -75,5 +74,5 @@ class Peers:
 
     def attach_local(self, peer: str, services: dict[str, object]) -> None:
         """Join a peer that lives in this process; `services` are the peer's."""
-        serve = wiring.allowed(kind(self.me), kind(peer), services)
+        serve = wiring.allowed(kind(self.me), kind(peer), services, name=self.me)
         self.ports[peer].link = ipc.LocalLink(peer=peer, serve=serve, log=self.log)

@@ -132,10 +132,19 @@ def neighbours(role: str) -> list[str]:
     return sorted({b for a, b in CALLS if a == role} | {a for a, b in CALLS if b == role})
 
 
-def allowed(caller: str, callee: str, services: Mapping[str, object]) -> Handlers:
-    """What `callee`, having these service objects, serves to `caller`."""
+class PerCaller:
+    """A service that has to know who calls it, by the link and not by what is said: what `serve(name)` makes."""
+
+    def __init__(self, serve: Callable[[str], object]) -> None:
+        self.serve = serve
+
+
+def allowed(caller: str, callee: str, services: Mapping[str, object], *, name: str) -> Handlers:
+    """What `callee`, having these service objects, serves to `caller`. `name`: of that process (`dispatcher.1`)."""
     handlers: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
     for service, names in CALLS.get((caller, callee), {}).items():
-        for name in names or INTERFACE.by_service[service]:
-            handlers[service, name] = getattr(services[service], name)
+        served = services[service]
+        target = served.serve(name) if isinstance(served, PerCaller) else served
+        for method in names or INTERFACE.by_service[service]:
+            handlers[service, method] = getattr(target, method)
     return handlers

@@ -297,7 +297,7 @@ class Replay:
 
     def _output(self, output: Output) -> None:
         session = self._waiting(output)
-        if self._asked.output(output) is None or session is None:
+        if self._asked.output(output, self._clock()) is None or session is None:
             self.totals.ignored += 1
             return
         filtered = session.verdict.messages[-1]

@@ -48,21 +48,19 @@ class Flow(Protocol):
 
 
 class Outbox:
-    """One processor. `teller`: who this process is; `background` runs what nobody waits for."""
+    """One processor. `background` runs what nobody waits for."""
 
     def __init__(
         self,
         *,
         processor: Processor,
         filters: Filters,
-        teller: str,
         log: Log,
         now: Callable[[], float],
         background: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
         self.processor = processor
         self._filters = filters
-        self._teller = teller
         self._log = log
         self._now = now
         self._background = background
@@ -227,7 +225,7 @@ class Outbox:
                 size += _ITEM + len(_content(item))
             self._in_flight += 1
             # Said now, and waited for by a task: that begins a turn of the loop later.
-            said = self._filters.tell(self._teller, self.processor.number, self.processor.life, batch)
+            said = self._filters.tell(self.processor.number, self.processor.life, batch)
             self._background(self._await_told(said, self.processor.life, batch, size))
 
     async def _await_told(self, said: Awaitable[None], life: int, batch: list[Told], size: int) -> None:

@@ -14,7 +14,7 @@ from pillarbox.errors import TempFail
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import FilterProtocol, Heard, Violation
 from pillarbox.log import Log
-from pillarbox.roles.filters import MDA, Answer, Lines, Output, Question, Report, Result, Said, Told
+from pillarbox.roles.filters import MDA, SMTP_IN, SMTP_OUT, Answer, Lines, Output, Question, Report, Result, Said, Told
 
 UNREAD = 1 << 20  # bytes that it has not read, above which who tells it something waits
 UNREAD_EVENTS = 8 << 20  # and above which events are dropped that only it waits for
@@ -65,7 +65,9 @@ class Link(asyncio.Protocol):
         self._least_unread = 0  # since when it has not read anything: bytes then, and the time
         self._reading_since = 0.0
         self._heard = 0.0  # when the last answer came
+        self._turn = asyncio.Lock()  # fair: what is told stays in order
         self._held = False
+        self._echoes = False  # it answered reports with too many of its own, which is in the log
         self._told_bytes = self._unwanted_bytes = 0
         self._counted = 0  # events that were dropped, and are in the log
         self._counting: asyncio.TimerHandle | None = None
@@ -92,22 +94,38 @@ class Link(asyncio.Protocol):
     # -- telling
 
     async def tell(self, teller: str, items: Sequence[Told]) -> None:
-        """Write this; returns when there is room for more. TempFail: it is over."""
+        """Write this when there is room; returns when there is room for more. TempFail: it is over.
+
+        Before too, for many tell at once, and a line that a client sends may be a hundred times as long as it is told.
+        """
+        async with self._turn:
+            await self._has_room()
+            self._write(teller, items)
+        await self._has_room()
+
+    async def _has_room(self) -> None:
         self._check()
-        lines = [line for item in items if (line := self._line(teller, item))]
-        assert self._transport is not None
-        if lines:
-            self._transport.writelines(lines)
-            self._told_bytes += sum(map(len, lines))
-            if self._transport.get_write_buffer_size() > UNREAD_MAX:
-                self.end("does not read what it is sent")
         if self._room is not None and self._protocol.phases:
             await asyncio.shield(self._room)
-        self._check()
+            self._check()
 
     def _check(self) -> None:
         if self.over.done() or self._transport is None:
             raise TempFail(f"filter {self._name} does not answer")
+
+    def _write(self, teller: str, items: Sequence[Told]) -> None:
+        assert self._transport is not None
+        lines: list[bytes] = []
+        try:
+            for item in items:
+                if line := self._line(teller, item):
+                    lines.append(line)
+        finally:  # what is noted as asked has to be asked, whatever is wrong with the rest
+            if lines:
+                self._transport.writelines(lines)
+                self._told_bytes += sum(map(len, lines))
+                if self._transport.get_write_buffer_size() > UNREAD_MAX:
+                    self.end("does not read what it is sent")
 
     def _line(self, teller: str, item: Told) -> bytes:
         """What it reads of this; b"": nothing."""
@@ -125,9 +143,10 @@ class Link(asyncio.Protocol):
 
     def _event(self, teller: str, report: Report) -> bytes:
         if report.subsystem != MDA:  # a delivery is no session that could end
-            self._asked.hears_of(report.session, teller)
-        if report.event == "link-disconnect":
-            self._asked.ends(report.session)
+            echo = report.event == "filter-report" and report.text.startswith("proc|")
+            self._asked.hears_of(report.session, teller, echo=echo)
+            if report.event == "link-disconnect":
+                self._asked.ends(report.session)
         if f"{report.subsystem} {report.event}" not in self._protocol.events:
             return b""
         assert self._transport is not None
@@ -204,15 +223,26 @@ class Link(asyncio.Protocol):
         if isinstance(answer, Result):
             teller, size = self._asked.result(answer), len(answer.param)
         elif isinstance(answer, Output):
-            teller, size = self._asked.output(answer), len(answer.data)
+            teller, size = self._asked.output(answer, self._loop.time()), len(answer.data)
         else:
-            teller, size = self._asked.teller_of(answer.session), len(answer.text)
+            teller, size = self._reporting_for(answer.session), len(answer.text)
         if teller is None or isinstance(answer, Said):  # nothing else bounds these
             self._unwanted(size)
         else:
             self._heard = self._loop.time()
         if teller is not None:
             self._deliver(teller, answer)
+
+    def _reporting_for(self, session: int) -> str | None:
+        """Who passes on what it reports of its own; None: nobody, or it has said enough."""
+        teller = self._asked.teller_of(session)
+        hears = any(f"{subsystem} filter-report" in self._protocol.events for subsystem in (SMTP_IN, SMTP_OUT))
+        if teller is None or not hears or self._asked.may_report(session):
+            return teller
+        if not self._echoes:
+            self._log.warn(f"filter {self._name}: {session:016x} it answers reports with reports: some are dropped")
+        self._echoes = True
+        return None
 
     def _unwanted(self, size: int) -> None:
         self._unwanted_bytes += size + 50

@@ -37,20 +37,18 @@ class _Generation:
 
 
 class Processors:
-    """Implements `roles.filters.Filtered`. `teller`: who this process is; `now`: epoch seconds."""
+    """Implements `roles.filters.Filtered`. `now`: epoch seconds."""
 
     def __init__(
         self,
         *,
         filters: Filters,
-        teller: str,
         log: Log,
         now: Callable[[], float],
         random64: Callable[[], int],
         background: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
         self._filters = filters
-        self._teller = teller
         self._log = log
         self._now = now
         self._random64 = random64
@@ -102,7 +100,7 @@ class Processors:
     async def _join(self, generation: _Generation, role: int) -> None:
         while role == self._role and self._generations.get(generation.config.generation) is generation:
             try:
-                found = await self._filters.join(self._teller, generation.config.generation)
+                found = await self._filters.join(generation.config.generation)
             except PillarboxError as error:
                 self._log.debug(f"filters: {error}")
                 await asyncio.sleep(AGAIN)
@@ -128,7 +126,6 @@ class Processors:
         return Outbox(
             processor=_ended(processor, ""),
             filters=self._filters,
-            teller=self._teller,
             log=self._log,
             now=self._now,
             background=self._background,

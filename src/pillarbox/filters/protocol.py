@@ -38,10 +38,14 @@ from pillarbox.roles.filters import (
 
 SESSION_TIMEOUT = 300  # seconds: what `config|smtp-session-timeout` says
 MAX_LINE = 1 << 20  # bytes that a processor may write without ending a line
+MAX_REGISTRATIONS = 1000  # lines; there are a tenth as many things to register
+MAX_REFUSAL = 4095  # bytes of a refusal that count: the reference says no more of any reply
+MAX_PARAM = 16_384  # bytes of what else a decision says: the reference's own messages hold no more
 
 _REPORTED: dict[str, tuple[str, ...]] = {SMTP_IN: EVENTS, SMTP_OUT: EVENTS, MDA: MDA_EVENTS}
 _WITHOUT_FIELDS = frozenset(("link-disconnect", "timeout"))
 _ALONE = frozenset((Decision.PROCEED, Decision.JUNK))  # decisions without a parameter
+_REFUSALS = frozenset((Decision.REJECT, Decision.DISCONNECT))
 _ONE_LINE = str.maketrans({"\n": " ", "\r": " ", "\0": " "})
 _ID = rb"([0-9A-Fa-f]{1,16})"
 _RESULT = re.compile(rb"filter-result\|" + _ID + rb"\|" + _ID + rb"\|([a-z]*)(?:\|(.*))?", re.DOTALL)
@@ -90,6 +94,7 @@ class FilterProtocol:
         self.phases: frozenset[str] = frozenset()
         self.ready = ready
         self._introduced = False  # it has said `register|ready`
+        self._registrations = 0  # lines
         self._speak(version)
 
     def _speak(self, version: str) -> None:
@@ -205,14 +210,22 @@ class FilterProtocol:
             raise Violation(f"decided what is no decision: {_shown(line)}") from None
         if (match[4] is None) is not (decision in _ALONE):
             raise Violation(f"decided without what belongs to it, or with what does not: {_shown(line)}")
-        return Result(session, token, decision, (match[4] or b"").decode("utf-8", "replace"))
+        param = match[4] or b""
+        if decision in _REFUSALS:
+            param = param[:MAX_REFUSAL]
+        elif len(param) > MAX_PARAM:
+            raise Violation(f"decided with more than {MAX_PARAM} bytes: {_shown(line)}")
+        return Result(session, token, decision, param.decode("utf-8", "replace"))
 
     def _register(self, line: bytes) -> Heard | None:
+        self._registrations += 1
+        if self._registrations > MAX_REGISTRATIONS:
+            raise Violation(f"registers more than {MAX_REGISTRATIONS} times")
         before = self.events, self.phases
         match line.decode("latin-1").split("|")[1:]:
             case ["ready"]:
-                self.ready = self._introduced = True
-                return Heard.REGISTERED
+                again, self.ready, self._introduced = self._introduced, True, True
+                return None if again else Heard.REGISTERED
             case ["report", subsystem, event] if subsystem in _REPORTED:
                 self.events = self._chosen = self._chosen | _chosen(event, _REPORTED[subsystem], subsystem, line)
             case ["filter", "smtp-in", phase]:

@@ -6,7 +6,8 @@ when the last of them is forgotten. Dispatchers are told of every change (`Filte
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from pillarbox.conf.model import Config
 from pillarbox.errors import TempFail
@@ -17,7 +18,7 @@ from pillarbox.filters.supervisor import Program, Supervised
 from pillarbox.filters.tellers import Teller
 from pillarbox.filters.uses import Use, processors_of
 from pillarbox.log import Log
-from pillarbox.roles.filters import Answer, Filtered, Processor, Status, Told
+from pillarbox.roles.filters import Answer, Filtered, Filters, Processor, Status, Told
 
 REGISTERING = 10.0  # seconds that who joins, a start and a reload wait for processors to register
 _PREPARED = 10.0  # seconds until a configuration that a peer has already must be here, too
@@ -25,7 +26,7 @@ _AGAIN = 0.2  # seconds: see `join`
 
 
 class FilterService:
-    """Implements `roles.filters.Filters`.
+    """The role; `serve` gives each peer what it may call.
 
     `program_of(number, generation, name)`: who starts a processor of a configuration. `filtered`: the dispatchers.
     `now()`: epoch seconds.
@@ -89,6 +90,9 @@ class FilterService:
         for supervised in ended:
             del self._by_number[supervised.number]
         await asyncio.gather(*(supervised.close() for supervised in ended))
+        for teller in self._tellers.values():
+            for supervised in ended:
+                teller.forget(supervised.number)
 
     async def close(self) -> None:
         """End them all."""
@@ -163,8 +167,12 @@ class FilterService:
             if supervised.link is not None:
                 supervised.link.teller_is_gone(name)
 
+    def serve(self, name: str) -> Filters:
+        """What the peer of this name calls."""
+        return _Served(self, name)
+
     async def join(self, teller: str, generation: int) -> list[Processor]:
-        """See `Filters`."""
+        """See `Filters`; `teller`: who asks."""
         try:
             async with asyncio.timeout(_PREPARED), self._added:
                 await self._added.wait_for(lambda: generation in self._generations)
@@ -186,7 +194,7 @@ class FilterService:
             self._tellers[teller].changed(processors)
 
     async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
-        """See `Filters`."""
+        """See `Filters`; `teller`: who says it."""
         supervised = self._by_number.get(number)
         if supervised is None:
             raise TempFail("there is no such filter any more")
@@ -207,3 +215,22 @@ class FilterService:
     async def log_level(self, verbose: bool) -> None:
         """See `Filters`."""
         self._log.verbose = verbose
+
+
+class _Served:
+    """Implements `roles.filters.Filters` for one peer: its name comes from the link, never from what it says."""
+
+    def __init__(self, service: FilterService, name: str) -> None:
+        self._service = service
+        self._name = name
+        self.show = service.show
+        self.restart = service.restart
+        self.log_level = service.log_level
+
+    def join(self, generation: int) -> Coroutine[Any, Any, list[Processor]]:
+        """See `Filters`."""
+        return self._service.join(self._name, generation)
+
+    def tell(self, number: int, life: int, items: list[Told]) -> Coroutine[Any, Any, None]:
+        """See `Filters`."""
+        return self._service.tell(self._name, number, life, items)

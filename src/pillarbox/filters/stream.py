@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pillarbox.filters.outbox import Outbox, Unanswered
+from pillarbox.roles.filters import WHOLE_MESSAGE
 
 READY = 128 * 1024  # bytes that came out, at which somebody is told (`on_output`)
 FULL = 1024 * 1024  # bytes that came out, above which no more are read from the processor
@@ -41,6 +42,7 @@ class MessageStream:
         self._size = 0  # bytes in it
         self._ended = False  # the client's message is complete
         self._complete = False  # and so is what was made of it
+        self._due = 0.0  # when that has to be so; 0: not known yet
         self._moved = asyncio.Event()  # something came out of a filter, was taken, or it failed
         self._flows = [_Flow(self, index, stage) for index, stage in enumerate(stages)]
         for flow in self._flows:
@@ -98,15 +100,23 @@ class MessageStream:
         return data
 
     async def more(self) -> bytes:
-        """What comes out next; b"" where that was all, or it failed. Each filter has its time for a sign of life."""
-        while not (self._out or self._complete or self.failed):
+        """What comes out next; b"" where that was all, or it failed.
+
+        Each filter has its time for a sign of life, and all of them `WHOLE_MESSAGE` for the rest, or that time.
+        """
+        now, patience = asyncio.get_running_loop().time, max(flow.stage.box.patience for flow in self._flows)
+        whole = max(WHOLE_MESSAGE, patience)
+        self._due = self._due or now() + whole
+        while not (self._complete or self.failed) and (not self._out or now() >= self._due):
             self._moved.clear()
             try:
-                async with asyncio.timeout(max(flow.stage.box.patience for flow in self._flows)):
+                async with asyncio.timeout_at(min(now() + patience, self._due)):
                     await self._moved.wait()
             except TimeoutError:
                 silent = next(flow.stage for flow in self._flows if not flow.done)
-                self.fail(silent.name, f"no answer within {silent.box.processor.timeout:g} s")
+                late = now() >= self._due
+                why = f"no end within {whole:g} s" if late else f"no answer within {silent.box.processor.timeout:g} s"
+                self.fail(silent.name, why)
         return self.take()
 
     def close(self) -> None:

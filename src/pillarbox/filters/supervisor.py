@@ -18,6 +18,7 @@ from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.filters.processor import ENDED, Link, Patience
 from pillarbox.log import Log
 from pillarbox.roles.filters import Processor, Status
+from pillarbox.sockets import attach
 
 _ENDING = 0.5  # seconds
 
@@ -207,7 +208,7 @@ class Supervised:
         link = self._connect(life, lambda registered: self._registered(registered, life))
         try:
             connection.setblocking(False)
-            await asyncio.get_running_loop().create_connection(lambda: link, sock=connection)
+            await attach(lambda: link, connection)
             self.link = link
             # Not the future itself: when this task is cancelled, the link has yet to be ended.
             return await asyncio.shield(link.over)

@@ -16,6 +16,7 @@ from typing import Any, cast
 from pillarbox.mta.events import LinkEvents
 from pillarbox.smtp.client_events import Answered, Event, Failed, Transaction
 from pillarbox.smtp.client_protocol import Client
+from pillarbox.sockets import attach
 
 TIMEOUT = 300.0  # seconds, each wait on the peer
 VERDICT_TIMEOUT = 600.0  # RFC 5321 §4.5.3.2.6: whoever leaves before the answer to the message sends it twice
@@ -78,7 +79,7 @@ class Link(asyncio.Protocol):
             self.local_address = local[0]
             if self.events is not None:
                 self.events.connected(host, local[:2], (address, port))
-            await self._loop.create_connection(lambda: self, sock=sock)
+            await attach(lambda: self, sock)
         except BaseException as error:
             sock.close()
             if isinstance(error, TimeoutError):

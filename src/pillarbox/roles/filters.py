@@ -67,6 +67,10 @@ EVENTS = (
 )
 MDA_EVENTS = ("delivery",)
 
+# Seconds from the end of a message until all that filters make of it has to be there, as long as some of it keeps
+# coming. RFC 5321 §4.5.3.2.6: a client waits ten minutes; what would be accepted later would come once more.
+WHOLE_MESSAGE = 600.0
+
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     """An event. `time`: epoch seconds; `text`: its fields as they are written, joined by "|", in the order of 0.7."""
@@ -166,20 +170,21 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Filters(Protocol):
-    """Called by dispatchers, queue (`mda` events) and control."""
+    """Called by dispatchers, queue (`mda` events) and control: each by an object of its own, which knows who it is."""
 
-    async def join(self, teller: str, generation: int) -> list[Processor]:
-        """The processors of a generation's configuration; they are started if they were not. `teller`: who we are.
+    async def join(self, generation: int) -> list[Processor]:
+        """The processors of a generation's configuration; they are started if they were not.
 
-        From now on the teller, where it is a dispatcher, hears of their changes (`Filtered.changed`).
+        From now on who joined hears of their changes (`Filtered.changed`).
         """
         ...
 
-    async def tell(self, teller: str, number: int, life: int, items: list[Told]) -> None:
+    async def tell(self, number: int, life: int, items: list[Told]) -> None:
         """Pass on to a processor, in this order. Returns when there is room for more; TempFail: that life is over.
 
         An event that the processor has not registered is dropped here at the latest. A session uses a token again,
-        for the next question or message, only when all of the last answer to it has come. Tell of `link-disconnect`
+        for the next question or message, only when all of the last answer to it has come; a session is that of the
+        first who told something of it, and TempFail to any other. Tell of `link-disconnect`
         whoever was asked or told something of a session, even if it has not registered it: from then on what the
         processor says about that session is ignored.
         """

@@ -4,6 +4,8 @@
 proceeds, because a filter may rewrite it: then it is looked at (`check`) once more.
 """
 
+import re
+import textwrap
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ PHASES = {
 }  # COMPAT: HELP and WIZ are asked about by nobody; BDAT asks for the phase of DATA, in its own time
 _WITH_ARGUMENT = (Phase.HELO, Phase.EHLO, Phase.AUTH)
 _WITH_ADDRESS = (Phase.MAIL_FROM, Phase.RCPT_TO)
+_REPLY_LINE = 512 - len("550 ") - len("\r\n")  # RFC 5321 §4.5.3.1.5
+_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3} ")  # RFC 3463
 
 
 def concerns(session: "Session") -> bool:
@@ -118,11 +122,16 @@ async def _asked(
         # COMPAT: the text of a processor's report is the new argument, too.
         args = verdict.param if step.arguments or verdict.decision is Decision.REWRITE else args
         _tell_changed(session, verdict)
-        refusal = replies.NO_ARGUMENTS if args and not step.arguments else step.check(session, args)
+        refusal = replies.NO_ARGUMENTS if args and not step.arguments else _check(session, step, args)
         if refusal is not None:
             return refusal
     outcome = effect(args)
     return outcome if isinstance(outcome, Reply) or outcome is None else await outcome
+
+
+def _check(session: "Session", step: "Step", args: str) -> Reply | None:
+    """Whether a client could have said so."""
+    return replies.SYNTAX_ERROR if len(args) > session.core.command_max else step.check(session, args)
 
 
 def _tell_changed(session: "Session", verdict: Verdict) -> None:
@@ -157,7 +166,22 @@ def _obey(session: "Session", verdict: Verdict | None) -> Reply | None:
 
 def refusal_of(verdict: Verdict) -> Reply:
     """The reply that a filter gave."""
-    return Reply(int(verdict.param[:3]), verdict.param[4:], closes=verdict.decision is Decision.DISCONNECT)
+    lines = _reply_lines(verdict.param[4:])
+    return Reply(int(verdict.param[:3]), *lines, closes=verdict.decision is Decision.DISCONNECT)
+
+
+def _reply_lines(text: str) -> list[str]:
+    """A text in lines that a client may rely on; the status code stands in each (RFC 2034 §4).
+
+    The reference says up to 4 KB in one line, which some clients, it among them, take for a broken connection: then
+    they come again for days, where they were to be told no.
+    """
+    if len(text) <= _REPLY_LINE:
+        return [text]
+    status = _STATUS.match(text)
+    head = status[0] if status is not None else ""
+    parts = textwrap.wrap(text[len(head) :], _REPLY_LINE - len(head), break_on_hyphens=False)
+    return [head + part for part in parts] or [head]
 
 
 async def wait_for_room(chain: Chain, then: Callable[[], Outcome], *, refuse: Callable[[Reply], Reply]) -> Reply | None:

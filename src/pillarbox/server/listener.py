@@ -293,11 +293,10 @@ class Server:
         """Have filters decide before a handshake costs anything: whoever is refused could not be told why."""
         welcome = False
         try:
-            refusal = await filtering.introduce(session)
+            welcome, refusal = await session.precede(filtering.introduce(session))
             if refusal is not None:
                 session.event("smtp failed-command", command='""', result=f'"{refusal.text}"')
                 session.fail("quit")
-            welcome = refusal is None
         finally:
             if not welcome:
                 connection.close()

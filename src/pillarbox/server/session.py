@@ -118,6 +118,27 @@ class Session(asyncio.Protocol):
         self._work = work
         self._task = self._loop.create_task(self._perform(work))
 
+    async def precede(self, work: Coroutine[Any, Any, Reply | None]) -> tuple[bool, Reply | None]:
+        """Do this before there is a connection to answer by: does the session go on, and what would be its reply?
+
+        As with a command, the session does not end under it, but ends it: what it has told others of stays true.
+        """
+        reply: Reply | None = None
+
+        async def perform() -> None:
+            nonlocal reply
+            reply = await dispatch.guard(self, work)
+
+        self._work = work
+        self._task = task = self._loop.create_task(perform())
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+        if not self._lost:
+            self._task = self._work = None
+        return not self._lost and reply is None, reply
+
     def event(self, what: str, **fields: object) -> None:
         """Log a line of this session; lines wait for the first, which waits for the reverse name."""
         if self._held is None:

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from pillarbox.errors import PillarboxError, TempFail
 from pillarbox.log import Log
+from pillarbox.sockets import attach
 from pillarbox.tables.link import Link, Patience
 from pillarbox.tables.protocol import Answer, Op
 from pillarbox.tables.services import Service
@@ -122,7 +123,7 @@ class ProgramTable:
         link = Link(table=self.name, patience=self._patience, now=self._now, on_registered=self._set_ready)
         try:
             connection.setblocking(False)
-            await asyncio.get_running_loop().create_connection(lambda: link, sock=connection)
+            await attach(lambda: link, connection)
             # Not the future itself: when this task is cancelled, the link has yet to be ended.
             return await asyncio.shield(link.over)
         except OSError as error:

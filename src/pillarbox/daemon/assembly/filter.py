@@ -10,7 +10,7 @@ from pillarbox.daemon.peers import Peers, kind
 from pillarbox.daemon.programs.handed import HandedProgram, HandedPrograms
 from pillarbox.daemon.role import BaseRole
 from pillarbox.daemon.settings import Boot, Generation
-from pillarbox.daemon.wiring import DISPATCHER, PARENT, QUEUE
+from pillarbox.daemon.wiring import DISPATCHER, PARENT, QUEUE, PerCaller
 from pillarbox.filters.service import FilterService
 from pillarbox.log import Log
 from pillarbox.roles.filters import Filtered
@@ -40,7 +40,7 @@ class FilterRole(BaseRole):
             log=log,
             now=time.time,
         )
-        self.services["filters"] = self._filters
+        self.services["filters"] = PerCaller(self._filters.serve)
 
     def add_program(self, token: int, connection: socket.socket) -> None:
         """The program of a processor that was asked for."""

@@ -13,10 +13,9 @@ from pillarbox.roles.filters import Filters
 
 
 def build_processors(role: BaseRole, peers: Peers, log: Log) -> Processors:
-    """Those of one role: its name is the teller, its background work sends."""
+    """Those of one role: its background work sends."""
     return Processors(
         filters=cast(Filters, peers.proxy("filters", FILTER)),
-        teller=peers.me,
         log=log,
         now=time.time,
         random64=lambda: secrets.randbits(64) or 1,
