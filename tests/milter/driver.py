@@ -86,12 +86,12 @@ class Bridge:
         self._child.send("|".join(["filter|0.7|1700000000.000001|smtp-in", phase, session, token, *(fields or [""])]))
         return token
 
-    def lines(self, session: str, lines: Sequence[str]) -> str:
-        """The lines of a message, with the dots of SMTP; the token."""
+    def lines(self, session: str, lines: Sequence[str], *, ended: bool = True) -> str:
+        """The lines of a message, with the dots of SMTP; the token. `ended`: with the dot that ends it."""
         token = f"{next(self._tokens):016x}"
         stuffed = ["." + line if line.startswith(".") else line for line in lines]
         start = f"filter|0.7|1700000000.000001|smtp-in|data-line|{session}|{token}|"
-        self._child.send(*(start + line for line in [*stuffed, "."]))
+        self._child.send(*(start + line for line in [*stuffed, *["."] * ended]))
         return token
 
     def answer(self, token: str) -> str:

@@ -73,6 +73,7 @@ class Filter(Generic[S]):
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         wake: Callable[[], None],
         failed: Callable[[str, Exception], None] | None = None,
+        drained: Callable[[], Awaitable[None]] | None = None,
     ) -> Conversation[S]:
         """A new conversation, without I/O; `run` holds the one with the server that started this program."""
         return Conversation(
@@ -83,6 +84,7 @@ class Filter(Generic[S]):
             spawn=spawn,
             wake=wake,
             failed=failed,
+            drained=drained,
         )
 
     def run(self) -> NoReturn:
@@ -98,5 +100,6 @@ class Filter(Generic[S]):
             self._config["accepts"] = accepts
         async with asyncio.TaskGroup() as group:
             pipes = Pipes(stdio.reading, stdio.writing)
-            with contextlib.closing(self.conversation(spawn=group.create_task, wake=pipes.wake)) as conversation:
+            made = self.conversation(spawn=group.create_task, wake=pipes.wake, drained=pipes.drained)
+            with contextlib.closing(made) as conversation:
                 await pipes.run(conversation)
