@@ -137,6 +137,12 @@ def test_changes_without_an_end_are_not_kept(milter: ScriptedMilter, client: Cli
     assert "changes of more than 4194304 bytes" in client.bridge.log()
 
 
+def test_small_changes_without_an_end_are_not_kept_either(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = packet(b"+", b"x") * 100_000 + CONTINUE
+    client.connect()
+    assert client.deliver() == (list(MESSAGE), LATER)
+
+
 @pytest.mark.parametrize("letter", "CHMRTLNB")
 def test_changes_before_the_end_of_a_message_are_a_fault(milter: ScriptedMilter, client: Client, letter: str) -> None:
     milter.answers[letter] = packet(b"h", b"X", b"y") + CONTINUE
@@ -208,6 +214,20 @@ def test_a_message_whose_beginning_the_bridge_did_not_see_is_refused(milter: Scr
     client.msgid = "00000abc"
     assert client.content(list(MESSAGE))[4:] == list(MESSAGE)
     assert client.commit() == LATER
+
+
+def test_a_client_of_whom_the_bridge_did_not_hear_is_not_taken_for_this_machine(milter: ScriptedMilter) -> None:
+    with Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.ehlo()  # the bridge was started again in the middle of the session
+        assert client.mail() == LATER
+        assert client.rcpt() == LATER
+        assert milter.connections == []
+        assert "it is not known who the client is" in bridge.log()
+        client.quit()
+        other = bridge.session()
+        other.connect()
+        assert other.deliver() == (list(MESSAGE), PROCEED)
 
 
 def test_a_milter_that_was_started_again_between_two_messages_is_not_noticed(tmp_path: Path) -> None:
@@ -294,6 +314,23 @@ def test_a_header_that_is_too_big_is_refused(milter: ScriptedMilter, client: Cli
     client.connect()
     big = ["Subject: x", *("\t" + "x" * 900 for _ in range(5000)), "", "body"]
     assert client.deliver(big) == (big, "reject|552 5.3.4 Message too big")
+
+
+@pytest.mark.parametrize("start", ["a:", " "])
+def test_a_header_of_too_many_lines_is_refused(milter: ScriptedMilter, client: Client, start: str) -> None:
+    client.connect()
+    big = ["Subject: x", *(start for _ in range(25_000)), "", "body"]
+    assert client.deliver(big) == (big, "reject|552 5.3.4 Message too big")
+
+
+def test_a_new_line_that_is_too_long_for_the_server_is_refused(milter: ScriptedMilter, client: Client) -> None:
+    client.connect()
+    milter.answers["E"] = body(b"x" * 65535) * 17 + CONTINUE
+    assert client.deliver() == (list(MESSAGE), "reject|552 5.3.4 Message too big")
+    milter.answers["E"] = packet(b"h", b"X", b"y" * (1 << 20)) + CONTINUE
+    assert client.deliver() == (list(MESSAGE), LATER)
+    milter.answers["E"] = body(b"x" * 500_000) + body(b"\r\n" + b"y" * 500_000) + CONTINUE
+    assert client.deliver() == ([*MESSAGE[:5], "x" * 500_000, "y" * 500_000], PROCEED)
 
 
 def test_clients_that_do_nothing_keep_nobody_from_the_milter(milter: ScriptedMilter) -> None:

@@ -23,9 +23,10 @@ def peak(bridge: Bridge) -> int:
         (CONTINUE, PROCEED),
         (packet(b"h", b"X-New", b"yes") + CONTINUE, PROCEED),
         (packet(b"r"), "reject|550 5.7.1 Command rejected"),
+        (body(NEW) + CONTINUE, PROCEED),
         (b"".join(body(NEW[at : at + 65535]) for at in range(0, len(NEW), 65535)) + CONTINUE, PROCEED),
     ],
-    ids=["unchanged", "a header", "refused", "another body"],
+    ids=["unchanged", "a header", "refused", "another body at once", "another body"],
 )
 def test_a_large_message_is_never_in_memory_as_a_whole(tmp_path: Path, answer: Answer, decision: str) -> None:
     with ScriptedMilter(tmp_path) as milter, Bridge(milter.address) as bridge:

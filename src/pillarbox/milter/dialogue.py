@@ -85,6 +85,7 @@ _STAGES = {
     Command.END_OF_MESSAGE: Stage.END_OF_MESSAGE,
 }
 _OF_THE_SESSION = (Command.CONNECT, Command.HELO)
+_CHANGE = 64  # bytes, at least, that a change takes of memory beside its text
 
 
 class Dialogue:
@@ -272,7 +273,7 @@ class Dialogue:
                 if message is None:
                     raise MilterError(f"{type(reply).__name__} in answer to {command.name}")
                 if not isinstance(reply, ReplaceBody):
-                    size += len(payload)
+                    size += len(payload) + _CHANGE
                 if size > HEADER_LIMIT:
                     raise MilterError(f"changes of more than {HEADER_LIMIT} bytes")
                 self._change(message, reply)

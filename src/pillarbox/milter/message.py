@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from io import FileIO
 
 from pillarbox.milter.headers import Header, parse_header
-from pillarbox.milter.wire import CHUNK
+from pillarbox.milter.wire import CHUNK, LINE
 
 MEMORY = 256 << 10  # bytes of a message that need no file
 JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
 HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
+HEADER_LINES = 20_000
 
 
 class TooBig(Exception):
@@ -82,6 +83,7 @@ class Message:
         self._limit = limit
         self._spool = Spool(limit=limit)
         self._replaced: Spool | None = None
+        self._line = 0  # bytes of the last line of that
         self._body = 0  # where the body begins
         self._separated = False  # does an empty line end the header?
         self._bare = False  # is it a body without a header, and without that line?
@@ -102,8 +104,8 @@ class Message:
             for line in self._spool.lines():
                 sizes.append(len(line) + 2)
                 offset += len(line) + 2
-                if offset > HEADER_LIMIT:
-                    raise TooBig(f"a header of more than {HEADER_LIMIT} bytes")
+                if offset > HEADER_LIMIT or len(sizes) > HEADER_LINES:
+                    raise TooBig(f"a header of more than {HEADER_LIMIT} bytes, or {HEADER_LINES} lines")
                 yield line
 
         self.header, used = parse_header(counted(), msgid)
@@ -122,6 +124,10 @@ class Message:
         """A piece of the body that takes the place of the one that came. Raises TooBig, OSError."""
         if self._replaced is None:
             self._replaced = Spool(limit=self._limit)
+        first, *others = map(len, data.split(b"\n"))
+        if max(self._line + first, *others, 0) > LINE:
+            raise TooBig(f"a line of more than {LINE} bytes, which a milter wrote")
+        self._line = others[-1] if others else self._line + first
         self._replaced.write(data)
 
     def as_received(self) -> Iterator[bytes]:

@@ -25,6 +25,7 @@ TOO_BIG = Verdict(Outcome.REFUSE, "552 5.3.4 Message too big")
 NO_ROOM = Verdict(Outcome.REFUSE, "451 4.3.1 Please try again later")
 UNABLE = Verdict(Outcome.REFUSE, "451 4.3.5 System incorrectly configured, please try again later")
 DROPPED = Verdict(Outcome.REFUSE, "550 5.7.1 Message refused")
+_NAMED = 10  # changes of an envelope that the log names
 # What is said when no answer can be had of the milter.
 ON_ERROR = {
     "tempfail": Verdict(Outcome.REFUSE, "451 4.7.1 Service unavailable, please try again later"),
@@ -233,6 +234,8 @@ class Session:
 
     async def _open(self) -> Verdict:
         """A connection, on which the milter knows who the client is."""
+        if not self.facts.known:  # said to be of this machine, it could be signed or let through
+            raise MilterError("it is not known who the client is: it was there before this filter was started")
         connection, options = await self._milter.connect()
         self._dialogue = Dialogue(
             connection=connection,
@@ -311,7 +314,7 @@ class Session:
             return DISCARD
         if envelope == envelope_of(tx):
             return None
-        wanted = ", ".join(map(describe, changes))
+        wanted = ", ".join(map(describe, changes[:_NAMED])) + (" and more" if len(changes) > _NAMED else "")
         if self._policy.ignore_envelope:
             _log.warning("%s: not done, as a filter cannot do it: %s", self._msgid, wanted)
             return None
