@@ -1,4 +1,4 @@
-"""What a large message takes of memory, and that of other things there is no more than a bound."""
+"""What a large message takes of memory."""
 
 from pathlib import Path
 
@@ -39,3 +39,15 @@ def test_a_large_message_is_never_in_memory_as_a_whole(tmp_path: Path, answer: A
         assert said == decision
         assert len(lines) > 100_000
         assert peak(bridge) - before < 8 << 20
+
+
+def test_one_that_is_too_large_goes_back_little_by_little(tmp_path: Path) -> None:
+    with ScriptedMilter(tmp_path) as milter, Bridge(milter.address, "--max-size", "20M") as bridge:
+        client = bridge.session()
+        client.connect()
+        assert client.deliver() == (list(MESSAGE), PROCEED)
+        before = peak(bridge)
+        larger = BIG + BIG  # 24 MB
+        assert client.deliver(larger) == (larger, "reject|552 5.3.4 Message too big")
+        assert peak(bridge) - before < 48 << 20  # of which 16 are for a server that does not read
+        assert client.deliver() == (list(MESSAGE), PROCEED)

@@ -2,8 +2,10 @@
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from io import FileIO
+from itertools import islice
 
 from pillarbox.milter.headers import Header, parse_header
 from pillarbox.milter.wire import CHUNK, LINE
@@ -12,6 +14,7 @@ MEMORY = 256 << 10  # bytes of a message that need no file
 JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
 HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
 HEADER_LINES = 20_000
+_AT_A_TIME = 4  # lines that go back with each that comes: these come a thousand at a time
 
 
 class TooBig(Exception):
@@ -152,3 +155,25 @@ class Message:
         self._spool.close()
         if self._replaced is not None:
             self._replaced.close()
+
+
+class Returned:
+    """A message that goes back while more of it comes: what was kept goes ahead, some of it with each line."""
+
+    def __init__(self, kept: Iterator[bytes]) -> None:
+        self._kept = kept
+        self._behind: deque[bytes] = deque()
+
+    def follow(self, line: bytes) -> list[bytes]:
+        """A line that comes; the lines that can go."""
+        self._behind.append(line)
+        lines = list(islice(self._kept, _AT_A_TIME))
+        if len(lines) < _AT_A_TIME:
+            lines += self._behind
+            self._behind.clear()
+        return lines
+
+    def rest(self) -> Iterator[bytes]:
+        """No more comes: all that is left."""
+        yield from self._kept
+        yield from self._behind

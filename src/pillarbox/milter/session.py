@@ -17,7 +17,7 @@ from pillarbox.milter.dialogue import ACCEPT, CONTINUE, DISCARD, Dialogue, Outco
 from pillarbox.milter.envelope import EnvelopeChange, changed_envelope, describe, envelope_of
 from pillarbox.milter.facts import Facts, Transaction
 from pillarbox.milter.macros import Macros
-from pillarbox.milter.message import JUNK, Message, TooBig
+from pillarbox.milter.message import JUNK, Message, Returned, TooBig
 
 _log = logging.getLogger("pillarbox.milter")
 
@@ -96,6 +96,7 @@ class Session:
         self._refused_rcpt = False  # was the last recipient refused by the milter?
         self._receiving = False
         self._message: Message | None = None  # None while receiving: its lines pass
+        self._returned: Returned | None = None  # what was kept of it, when that turns out to be too much
         self._junk = False
 
     async def connect(self) -> Verdict:
@@ -150,6 +151,8 @@ class Session:
                 self._message = Message(limit=self._policy.largest)
             elif self._junk:
                 return (JUNK, line)
+        if self._returned is not None:
+            return self._returned.follow(line)
         if self._message is None:
             return (line,)
         try:
@@ -163,13 +166,16 @@ class Session:
         else:
             return ()
         # Nothing is left out, although it is refused in the end: the server counts on getting what it gave.
-        return self._given(self._message, changed=False)
+        self._returned = Returned(self._read(self._message, self._message.as_received()))
+        return ()
 
     async def end(self) -> Iterable[bytes]:
         """The message is whole: the lines that it has become."""
         self._receiving = False
         if (message := self._message) is None:
             return ()
+        if self._returned is not None:
+            return self._returned.rest()
         verdict = await self._asked(self._content(message))
         kept = self._keep(verdict)
         message.junk = message.junk or self._junk
@@ -186,6 +192,7 @@ class Session:
         self.facts.transaction = None
         self._verdict = None
         self._junk = self._receiving = False
+        self._returned = None
         if self._message:
             self._message.close()
             self._message = None
