@@ -130,6 +130,29 @@ def test_answers_that_nobody_asked_for_are_not_taken_for_others(
     assert decisions[-1] in (LATER, "reject|550 5.7.1 Command rejected")
 
 
+def test_an_answer_that_comes_late_is_not_taken_for_that_to_the_next_question(
+    milter: ScriptedMilter, client: Client
+) -> None:
+    milter.answers["E"] = REJECT
+    client.connect()
+    assert client.mail() == PROCEED
+    milter.say(CONTINUE)
+    assert client.rcpt() == LATER
+    milter.answers["E"] = CONTINUE
+    assert client.deliver() == (list(MESSAGE), PROCEED)
+    milter.say(CONTINUE)
+    assert client.deliver() == (list(MESSAGE), PROCEED)  # on another connection
+    assert len(milter.connections) == 3
+
+
+def test_answers_where_none_were_agreed_on_do_not_stand_for_that_at_the_end(tmp_path: Path) -> None:
+    milter = ScriptedMilter(tmp_path, negotiated=options(steps=1 << 7), answers={"E": REJECT})
+    with milter, Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.connect()
+        assert client.deliver()[1] in (LATER, "reject|550 5.7.1 Command rejected")
+
+
 def test_changes_without_an_end_are_not_kept(milter: ScriptedMilter, client: Client) -> None:
     milter.answers["E"] = packet(b"h", b"X", b"y" * 60000) * 100 + CONTINUE
     client.connect()
@@ -214,6 +237,32 @@ def test_a_message_whose_beginning_the_bridge_did_not_see_is_refused(milter: Scr
     client.msgid = "00000abc"
     assert client.content(list(MESSAGE))[4:] == list(MESSAGE)
     assert client.commit() == LATER
+
+
+def test_a_message_without_a_line_is_asked_about_too(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = REJECT
+    client.connect()
+    client.begin()
+    assert client.bridge.message(client.bridge.lines(client.id, [])) == []
+    assert client.commit() == "reject|550 5.7.1 Command rejected"
+    assert milter.hears("CHMRTNEA").startswith("CHMRTNE")
+
+
+def test_a_message_that_the_bridge_did_not_see_is_refused(milter: ScriptedMilter, client: Client) -> None:
+    client.connect()
+    client.begin()
+    assert client.commit() == LATER
+    assert client.deliver() == (list(MESSAGE), PROCEED)
+
+
+def test_a_filter_that_is_in_a_chain_twice_asks_once_about_a_message(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = packet(b"h", b"X", b"y") + CONTINUE
+    client.connect()
+    client.begin()
+    made = client.content()
+    assert "X: y" in made
+    assert client.bridge.message(client.bridge.lines(client.id, made)) == made
+    assert client.commit() == PROCEED
 
 
 def test_a_client_of_whom_the_bridge_did_not_hear_is_not_taken_for_this_machine(milter: ScriptedMilter) -> None:

@@ -105,7 +105,7 @@ class Session:
 
     async def helo(self) -> Verdict:
         """HELO or EHLO."""
-        if self._session or not (self._dialogue and self._dialogue.usable):
+        if self._session or not (self._dialogue and await self._dialogue.usable()):
             return self._session or CONTINUE  # it hears of it with the next message
         verdict = await self._asked(self._dialogue.helo())
         return CONTINUE if verdict is None else self._of_the_session(verdict)
@@ -172,20 +172,20 @@ class Session:
     async def end(self) -> Iterable[bytes]:
         """The message is whole: the lines that it has become."""
         self._receiving = False
+        if self._message is None and self._listening():
+            self._message = Message(limit=self._policy.largest)  # without a line
         if (message := self._message) is None:
             return ()
         if self._returned is not None:
             return self._returned.rest()
         verdict = await self._asked(self._content(message))
-        kept = self._keep(verdict)
+        self._verdict = kept = self._keep(verdict)
         message.junk = message.junk or self._junk
         return self._given(message, changed=verdict is not None and kept.outcome in (Outcome.CONTINUE, Outcome.ACCEPT))
 
     def commit(self) -> Verdict:
-        """May the message be accepted? Not one whose beginning we did not see."""
-        if self._session or self._verdict or not self.facts.transaction:
-            return self._settled()
-        return CONTINUE
+        """May the message be accepted? Not one about which nothing was decided, as we did not see all of it."""
+        return self._settled()
 
     def reset(self) -> None:
         """The message is over, however it ended."""
@@ -266,7 +266,7 @@ class Session:
         return verdict
 
     async def _mail(self, tx: Transaction) -> Verdict:
-        if self._dialogue and self._dialogue.usable:
+        if self._dialogue and await self._dialogue.usable():
             try:
                 return await self._dialogue.mail(tx.sender, tx.parameters)
             except Gone:
