@@ -179,6 +179,27 @@ def bridges(server: Server) -> list[int]:
     return found
 
 
+def test_a_bridge_that_is_started_again_knows_the_clients_that_are_there(folder: Path, wiring: Wiring) -> None:
+    def goes_through() -> bool:
+        with contextlib.suppress(smtplib.SMTPException):
+            send(port, b"body\r\n")
+            return True
+        return False
+
+    with ScriptedMilter(folder) as milter, filtering(folder, wiring, milter.address) as (server, port):
+        milter.path.chmod(0o777)
+        with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+            client.ehlo()
+            client.sendmail("s@example.org", ["alice@example.org"], HEADER)
+            for pid in bridges(server):
+                kill(pid, signal.SIGKILL)
+            assert wait_for(goes_through, 30), server.log()
+            client.sendmail("s@example.org", ["alice@example.org"], HEADER)
+        first, last = milter.connections[0], milter.last
+        assert (last.said("C"), last.said("H")) == (first.said("C"), first.said("H"))
+        assert len(arrives(server, 3)) == 3
+
+
 @pytest.mark.parametrize("victim", ["milter", "bridge"])
 def test_whatever_is_killed_under_load_all_that_is_accepted_is_signed_and_delivered(
     folder: Path, wiring: Wiring, opendkim: OpenDKIM, victim: str

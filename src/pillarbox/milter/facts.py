@@ -53,7 +53,7 @@ class Transaction:
 class Facts:
     """A session. `hostname`: what the server calls itself there; `version`: what it says it is.
 
-    `known`: was it told who the client is? A filter that is started again is not told of sessions that go on.
+    `known`: was it told who the client is? A filter that is started again may not be, of sessions that go on.
     """
 
     hostname: str

@@ -139,9 +139,9 @@ class Message:
 
     def lines(self) -> Iterator[bytes]:
         """The lines of what it has become, without their ends, dots not stuffed. Raises OSError."""
-        if self.junk and self.header.first(b"x-spam") is None:
-            yield JUNK
         fields = self.header.lines()
+        if self.junk and JUNK not in fields:  # another field of the name may be the sender's, and say otherwise
+            yield JUNK
         yield from fields
         if self._separated or self._replaced is not None or (self._bare and fields):
             yield b""
