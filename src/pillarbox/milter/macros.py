@@ -84,7 +84,8 @@ def values_of(facts: Facts, now: datetime) -> dict[str, str]:
         "{client_port}": str(facts.client.port),
         "{client_ptr}": facts.rdns or "unknown",
         "{client_resolve}": _resolved(facts),
-        "{auth_type}": facts.mechanism if facts.user else "",
+        # Milters take a client for one that logged in when there is one; who is not told which is told the usual one.
+        "{auth_type}": (facts.mechanism or "PLAIN") if facts.user else "",
         "{auth_authen}": facts.user,
     }
     if facts.tls:
