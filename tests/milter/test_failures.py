@@ -359,6 +359,14 @@ def test_a_message_that_no_disk_has_room_for_goes_through_whole_and_is_refused(m
         assert client.deliver() == (list(MESSAGE), PROCEED)
 
 
+def test_a_new_body_that_is_much_larger_is_refused_before_the_server_ends_the_filter_for_it(
+    milter: ScriptedMilter, client: Client
+) -> None:
+    client.connect()
+    milter.answers["E"] = 20 * body((b"x" * 999 + b"\n") * 1000) + CONTINUE
+    assert client.deliver() == (list(MESSAGE), "reject|552 5.3.4 Message too big")
+
+
 def test_a_header_that_is_too_big_is_refused(milter: ScriptedMilter, client: Client) -> None:
     client.connect()
     big = ["Subject: x", *("\t" + "x" * 900 for _ in range(5000)), "", "body"]

@@ -14,6 +14,7 @@ MEMORY = 256 << 10  # bytes of a message that need no file
 JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
 HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
 HEADER_LINES = 20_000
+GROWTH = 16 << 20  # bytes by which a new body may be larger than the message; much more, and the server ends the filter
 _AT_A_TIME = 4  # lines that go back with each that comes: these come a thousand at a time
 
 
@@ -126,7 +127,7 @@ class Message:
     def replace_body(self, data: bytes) -> None:
         """A piece of the body that takes the place of the one that came. Raises TooBig, OSError."""
         if self._replaced is None:
-            self._replaced = Spool(limit=self._limit)
+            self._replaced = Spool(limit=min(self._limit, self._spool.size + GROWTH))
         first, *others = map(len, data.split(b"\n"))
         if max(self._line + first, *others, 0) > LINE:
             raise TooBig(f"a line of more than {LINE} bytes, which a milter wrote")
