@@ -12,7 +12,7 @@ import pytest
 
 from bench.servers import LOCAL, PORT, OpenSMTPD
 from tests.milter.opendkim import OpenDKIM
-from tests.milter.scripted import CONTINUE, REJECT, ScriptedMilter, packet
+from tests.milter.scripted import CONTINUE, REJECT, ScriptedMilter, body, numbered, packet
 from tests.peers.programs import opensmtpd
 from tests.sdk.child import installed
 from tests.system.server import Server, Wiring, free_port, kill, wait_for
@@ -147,6 +147,34 @@ def test_what_a_milter_decides_is_said_and_done(folder: Path, wiring: Wiring) ->
         with pytest.raises(smtplib.SMTPConnectError) as refused:
             smtplib.SMTP("127.0.0.1", port, timeout=60)
         assert (refused.value.smtp_code, refused.value.smtp_error) == (554, b"5.7.1 Go away")
+
+
+def test_milters_in_a_row_see_what_those_before_them_made(folder: Path, wiring: Wiring) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir(mode=0o755)
+    port = free_port()
+    with ScriptedMilter(folder / "one") as one, ScriptedMilter(folder / "two") as two:
+        config = (
+            f'filter "one" proc-exec "filter-milter {one.address}"\n'
+            f'filter "two" proc-exec "filter-milter {two.address}"\n'
+            'filter "both" chain { "one", "two" }\n'
+            f'listen on 127.0.0.1 port {port} hostname mail.example.org filter "both"\n'
+            'action "a" maildir\nmatch from any for any action "a"\n'
+        )
+        change, first = numbered(b"m", 1, b"Subject", b"changed"), numbered(b"i", 0, b"X-One", b"yes")
+        one.answers["E"] = change + first + body(b"new\r\n") + packet(b"q", b"why") + CONTINUE
+        two.answers["E"] = numbered(b"m", 1, b"X-One", b"seen") + packet(b"h", b"X-Two", b"yes") + CONTINUE
+        for milter in (one, two):
+            milter.path.chmod(0o777)
+        with Server(folder / "server", config, wiring) as server:
+            send(port, b"old\r\n")
+            (message,) = arrives(server, 1)
+    assert [two.last.body(), one.last.body()] == [b"new\r\n", b"old\r\n"]
+    assert [b"Subject", b"changed"] in two.last.said("L") and [b"X-One", b"yes"] in two.last.said("L")
+    assert b"Received" not in [fields[0] for fields in one.last.said("L") + two.last.said("L")]
+    for line in (b"X-Spam: Yes", b"X-One: seen", b"Subject: changed", b"X-Two: yes"):
+        assert message.count(b"\r\n" + line + b"\r\n") == 1
+    assert message.endswith(b"\r\n\r\nnew\r\n")
 
 
 def test_without_its_milter_mail_waits_and_with_it_again_goes_on(folder: Path, wiring: Wiring) -> None:
