@@ -132,6 +132,14 @@ def test_a_start_that_fails_ends_the_program_with_the_reason(argv: list[str]) ->
         assert child.log() == "no file\n"
 
 
+@program("table = Table()\n@table.start\ndef start():\n    raise ConnectionRefusedError('no database')\ntable.run()\n")
+def test_what_start_cannot_reach_is_not_taken_for_the_server(argv: list[str]) -> None:
+    with Child(argv, handshake=[]) as child:
+        child.send(*HANDSHAKE)
+        assert child.process.wait(20) == 1
+        assert "ConnectionRefusedError: no database" in child.log()
+
+
 @program(ECHO)
 def test_a_line_without_end_is_an_error_and_costs_no_memory(argv: list[str]) -> None:
     with Child(argv) as child:

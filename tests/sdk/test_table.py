@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,51 @@ def test_errors_are_answers_and_never_not_found(caplog: pytest.LogCaptureFixture
         with pytest.raises(TableError, match="offers no fetch of source"):
             harness.fetch(Service.SOURCE)
         assert harness.ask("table|0.1|1|t|lookup|newer|7|k") == "lookup-result|7|error|unknown service 'newer'"
+
+
+@pytest.mark.parametrize(
+    ("service", "value", "said"),
+    [
+        (Service.ALIAS, b"alice", "TypeError"),  # would be "97, 108, …"
+        (Service.ALIAS, ["alice", None], "TypeError"),  # would be mail for None
+        (Service.ALIAS, [b"alice"], "TypeError"),
+        (Service.CREDENTIALS, ("alice", None), "TypeError"),
+        (Service.USERINFO, (1, 1, None), "TypeError"),
+        (Service.USERINFO, 7, "TypeError"),
+        (Service.ALIAS, "\ud800", "surrogate"),
+    ],
+)
+def test_what_is_no_value_is_an_error_and_not_another_value(service: Service, value: Any, said: str) -> None:
+    table = Table()
+    table.lookup(service)(lambda key: value)
+    with Harness(table) as harness, pytest.raises(TableError, match=said):
+        harness.lookup(service, "x")
+
+
+@pytest.mark.parametrize("value", [b"192.0.2.1", [None], [b"192.0.2.1"]])
+def test_what_is_no_value_is_not_fetched(value: Any) -> None:
+    table = Table()
+    table.fetch(Service.SOURCE)(lambda: value)
+    with Harness(table) as harness, pytest.raises(TableError, match="TypeError"):
+        harness.fetch(Service.SOURCE)
+
+
+def test_text_that_is_no_text_and_what_is_cancelled_end_no_other_answer() -> None:
+    table = Table()
+
+    @table.lookup(Service.ALIAS)
+    async def alias(key: str) -> str:
+        if key == "error":
+            raise TableError("\ud800")
+        lost = asyncio.get_running_loop().create_future()
+        lost.cancel()
+        return str(await lost)
+
+    with Harness(table) as harness:
+        with pytest.raises(TableError, match=r"\?"):
+            harness.lookup(Service.ALIAS, "error")
+        with pytest.raises(TableError, match="cancelled in the table program"):
+            harness.lookup(Service.ALIAS, "x")
 
 
 def test_an_answer_that_does_not_come_is_an_error() -> None:

@@ -7,7 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
+
+from pillarbox.sdk.stdio import ServerGone
 
 _GRACE = 5.0  # seconds for threads that still do something
 
@@ -21,21 +24,31 @@ def run(
     """
     status = 1
     try:
-        asyncio.run(conversation)
+        asyncio.run(_hold(conversation))
         status = 0
-    except* OSError as gone:
-        # A server that stopped does not wait for answers.
-        status = 0 if gone.subgroup(lambda error: isinstance(error, BrokenPipeError | ConnectionError)) else 1
-        if status:
-            log.error("the server cannot be reached", exc_info=gone)
+    except* ServerGone:
+        status = 0  # it stopped, and does not wait for answers
     except* refusals as refused:
         for error in refused.exceptions:
             log.error("%s", error)
     except* KeyboardInterrupt:
         status = 130
-    except* Exception as fault:  # whatever an author's `start` raised
+    except* Exception as fault:  # whatever an author's `start` raised: an OSError is not the server's end
         log.error("the program failed", exc_info=fault)
     _leave(status, log)
+
+
+class _Threads(ThreadPoolExecutor):
+    """For `asyncio.to_thread`: the loop's own would be waited for, however long its threads take."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Whether a thread ends is seen to in `_leave`."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+
+async def _hold(conversation: Coroutine[Any, Any, None]) -> None:
+    asyncio.get_running_loop().set_default_executor(_Threads(thread_name_prefix="asyncio"))
+    await conversation
 
 
 def _leave(status: int, log: logging.Logger) -> NoReturn:

@@ -104,6 +104,12 @@ class Session:
             return wire.failed(request, str(error))
         except TimeoutError:
             return wire.failed(request, f"no answer within {self._deadline:g} s")
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # the program ends
+            # Of something that the function waited for: whoever asked must still have an answer.
+            _log.error("%s of %s was cancelled", request.operation, request.service or "the table", exc_info=True)
+            return wire.failed(request, "cancelled in the table program")
         except Exception as error:  # noqa: BLE001 - the author's code: a fault in one answer must not end the others
             _log.error("%s of %s", request.operation, request.service or "the table", exc_info=error)
             return wire.failed(request, f"{type(error).__name__} in the table program")
@@ -142,7 +148,7 @@ class Session:
             return value
         turn = self._turns.get(service, 0) % len(value)
         self._turns[service] = turn + 1
-        return str(value[turn])
+        return wire.join_part(value[turn])
 
     async def _update(self, request: Request) -> str:
         if self._handlers.update is not None:
@@ -156,7 +162,9 @@ async def _result(given: _T | Awaitable[_T]) -> _T:
 
 
 def _some(value: Value) -> str | Sequence[str | int] | None:
-    """The value; None also where a list of them is empty."""
+    """The value; None also where a list of them is empty. Raises TypeError for bytes, whose numbers are a list, too."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("a value is text, not bytes")
     return value if isinstance(value, str) or value else None
 
 

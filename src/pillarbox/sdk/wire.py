@@ -90,17 +90,23 @@ def parse_request(line: str, *, cut: bool = False) -> Request:
 
 
 def join_value(service: str, value: str | Sequence[str | int]) -> str:
-    """The value as the server reads it. Raises TableError on one that it could not read."""
+    """The value as the server reads it. Raises TableError on one that it could not read, TypeError on what is none."""
     text = value if isinstance(value, str) else _joined(service, value)
     if not text:
         raise TableError("the value is empty")  # the reference exits on `found|` with nothing behind it
     if _BREAKS.search(text):
         raise TableError("the value holds a line break or a NUL")
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise TableError("the value holds a surrogate that stands for no byte") from None
     return text
 
 
 def _joined(service: str, parts: Sequence[str | int]) -> str:
-    texts = [str(part) for part in parts]
+    if isinstance(parts, bytes | bytearray | memoryview):
+        raise TypeError("a value is text, not bytes")  # its numbers would be a list, too
+    texts = [join_part(part) for part in parts]
     if service in _LISTS:
         return ", ".join(texts)
     wanted = _PARTS.get(Service(service), 1)
@@ -109,6 +115,13 @@ def _joined(service: str, parts: Sequence[str | int]) -> str:
     if any(not text or ":" in text for text in texts[:-1]):
         raise TableError(f"{service}: only the last part may be empty or hold a colon")
     return ":".join(texts)
+
+
+def join_part(part: object) -> str:
+    """One part of a value as text. Raises TypeError for what is none."""
+    if not isinstance(part, str | int) or isinstance(part, bool):  # NULL would be somebody called None
+        raise TypeError(f"a part of a value is text or a number, not {type(part).__name__}")
+    return str(part)
 
 
 def found(request: Request, value: str | None = None) -> str:
@@ -128,7 +141,7 @@ def updated(request: Request) -> str:
 
 def failed(request: Request, message: str) -> str:
     """The answer "error", with the reason on one line."""
-    text = " ".join(_BREAKS.sub(" ", message).split())[:MAX_MESSAGE]
+    text = " ".join(_BREAKS.sub(" ", message).split())[:MAX_MESSAGE].encode(errors="replace").decode()
     return f"{request.operation}-result|{request.id}|error|{text or 'unknown'}"
 
 

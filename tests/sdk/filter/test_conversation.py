@@ -1,11 +1,15 @@
 """The conversation as a whole: however its lines are cut, mixed or spoilt."""
 
 import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pillarbox.sdk.filter import Event, Filter, Session
+from pillarbox.sdk.filter import Event, Filter, Session, disconnect, junk, proceed, reject, report, rewrite
 from pillarbox.sdk.filter.conversation import Conversation
 from pillarbox.sdk.filter.testing import Harness
 
@@ -68,6 +72,71 @@ def test_whatever_comes_after_the_handshake_the_next_question_is_answered(lines:
     assert conversation.take() == b"filter-result|abc|7|proceed\n"
 
 
+GIVEN: list[Any] = [
+    None, reject("550 No"), disconnect("421 Bye"), junk(), proceed(), report("x"), rewrite("x"), "text", b"bytes", 7,
+    ["a", "b"], ["a", 7], ValueError("wrong"), asyncio.CancelledError(), TimeoutError(), StopIteration(), KeyError,
+]  # fmt: skip
+
+
+def giving(value: object, awaited: int) -> Callable[..., object]:
+    """A handler that returns this, or raises it, at once or after so many turns of the loop."""
+
+    def give(*_: object) -> object:
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    async def give_later(*_: object) -> object:
+        for _turn in range(awaited - 1):
+            await asyncio.sleep(0)
+        return give()
+
+    return give_later if awaited else give
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["connect", "mail_from", "commit", "data_line", "data_end", "headers", "message", "tx_mail"]),
+        st.lists(st.tuples(st.sampled_from(GIVEN), st.integers(0, 3)), min_size=1, max_size=2),
+        min_size=1,
+    ),
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["connect", "mail-from", "message", "tx-mail"]))),
+    st.integers(0, 2),
+)
+def test_whatever_handlers_do_each_question_has_one_answer_and_each_message_one_end(
+    handlers: dict[str, list[tuple[object, int]]], steps: list[tuple[str, str]], threads: int
+) -> None:
+    filter: Filter[Any] = Filter(threads=threads)
+    for name, values in handlers.items():
+        for value in values:
+            getattr(filter.on, name)(giving(*value))
+    lines, wanted = [], []
+    for session, step in steps:
+        if step == "tx-mail":
+            lines.append(f"report|0.7|1.5|smtp-in|tx-mail|{session}|1|ok|x")
+        elif step == "message":
+            lines += [f"filter|0.7|1.5|smtp-in|data-line|{session}|7|{text}" for text in ("A: b", "", "..c", ".")]
+            lines.append(f"filter|0.7|1.5|smtp-in|commit|{session}|8|")
+            wanted += [f"filter-dataline|{session}|7|.", f"filter-result|{session}|8|"]
+        else:
+            lines.append(f"filter|0.7|1.5|smtp-in|{step}|{session}|9|x|y")
+            wanted.append(f"filter-result|{session}|9|")
+    with Harness(filter, strict=False) as harness:
+        said = harness.exchange(*lines)
+        answers = [line for line in said if not line.startswith(("filter-dataline|", "report|"))]
+        ends = [line for line in said if line.startswith("filter-dataline|") and line.endswith("|.")]
+        assert all(
+            line.split("|")[3] in ("proceed", "reject", "disconnect", "junk", "report", "rewrite") for line in answers
+        )
+        for session in "abc":  # in order, for each session
+            mine = [line for line in said if line in ends or line in answers]
+            assert [line[: len(start)] for line, start in zip(
+                [line for line in mine if line.split("|")[1] == session],
+                [start for start in wanted if start.split("|")[1] == session], strict=True,
+            )] == [start for start in wanted if start.split("|")[1] == session]  # fmt: skip
+
+
 def test_what_comes_for_a_session_is_done_in_order_and_nothing_is_lost_of_it() -> None:
     filter = Filter()
     done: list[str] = []
@@ -96,6 +165,16 @@ def test_what_comes_for_a_session_is_done_in_order_and_nothing_is_lost_of_it() -
         assert harness.sessions == []
     assert [what for what in done if what.endswith("1")] == ["connecting 1", "connected 1", "mail 1", "left 1"]
     assert done[:2] == ["connecting 1", "connecting 2"]
+
+
+def test_functions_that_keep_others_waiting_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    filter = Filter()
+    filter.on.mail_from(lambda session, address: threading.Event().wait(1.01) or None)
+    with Harness(filter) as harness:
+        harness.session().ehlo()
+        assert caplog.text == ""
+        harness.session().ehlo().mail("a")
+    assert "plain functions took 1.0 s, and nothing else ran" in caplog.text
 
 
 def test_a_state_that_cannot_be_made_is_answered_for() -> None:

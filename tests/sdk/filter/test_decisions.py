@@ -3,7 +3,9 @@
 import asyncio
 import functools
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -253,6 +255,100 @@ def test_a_slow_handler_is_answered_for_after_its_deadline() -> None:
         assert isinstance(harness.failures[0], TimeoutError)
 
 
+def test_the_deadline_is_the_answer_s_whoever_took_the_time() -> None:
+    filter = Filter(deadline=0.05)
+    done: list[str] = []
+
+    async def slow(session: Session[object], address: str) -> None:
+        threading.Event().wait(0.06)  # blocks, and so is not stopped itself
+        done.append(address)
+
+    async def quick(session: Session[object], address: str) -> None:
+        await asyncio.sleep(0)
+        done.append("never")
+
+    filter.on.mail_from(slow)
+    filter.on.mail_from(quick)
+    filter.on.rcpt_to(quick)
+    with Harness(filter, strict=False) as harness:
+        # One that waits behind another is asked already.
+        said = harness.exchange(*(f"filter|0.7|1.5|smtp-in|{phase}|5|7|a" for phase in ("mail-from", "rcpt-to")))
+        assert [line.split("|")[3] for line in said] == ["reject", "reject"]
+    assert done == ["a"]
+
+
+def test_a_handler_that_is_cancelled_by_what_it_waits_for_is_answered_for() -> None:
+    filter = Filter()
+
+    @filter.on.mail_from
+    async def mail(session: Session[object], address: str) -> None:
+        lost = asyncio.get_running_loop().create_future()
+        lost.cancel()
+        await lost
+
+    @filter.on.rcpt_to
+    def rcpt(session: Session[object], address: str) -> None:
+        raise asyncio.CancelledError
+
+    filter.on.data_line(mail)
+    with Harness(filter, strict=False) as harness:
+        ask = "filter|0.7|1.5|smtp-in|{}|5|7|a".format
+        said = harness.exchange(ask("mail-from"), ask("rcpt-to"), ask("mail-from"), ask("data-line"), ask("commit"))
+        assert [line.split("|")[3][:6] for line in said] == ["reject", "reject", "reject", "a", "reject"]
+        assert [type(error) for error in harness.failures] == [RuntimeError] * 4
+
+
+def test_a_function_around_an_asynchronous_one_is_one_or_is_told_so() -> None:
+    async def no(session: Session[object], value: object) -> Decision:
+        await asyncio.sleep(0)
+        return reject("550 No")
+
+    @functools.wraps(no)
+    def decorated(*args: object) -> object:
+        return no(*args)
+
+    @functools.wraps(no)
+    def awaited(*args: object) -> Decision:
+        return reject("550 Never")
+
+    filter = Filter()
+    filter.on.ehlo(decorated)
+    filter.on.helo(awaited)
+    filter.on.mail_from(lambda session, address: no(session, address.lower()))
+    filter.on.tx_reset(lambda session, event: no(session, event.msgid))
+    filter.on.data_line(lambda session, line: no(session, line[1:]))
+    with Harness(filter, strict=False) as harness:
+        assert harness.session().ehlo().reply == "550 No"
+        assert harness.session().helo().reply == "550 Never"
+        harness.exchange("filter|0.7|1.5|smtp-in|mail-from|5|7|a", "report|0.7|1.5|smtp-in|tx-reset|5|")
+        harness.exchange("filter|0.7|1.5|smtp-in|data-line|5|7|a")
+        assert [str(error).endswith("make it `async def`") for error in harness.failures] == [True] * 3
+
+
+def test_a_function_that_could_never_be_called_is_refused_where_it_is_written() -> None:
+    filter: Filter[Any] = Filter()
+    for add, function in (
+        (filter.on.mail_from, lambda address: None),
+        (filter.on.data, lambda session, value: None),
+        (filter.on.link_connect, lambda session: None),
+        (filter.on.message, lambda session: None),
+        (filter.on.message(limit=5), lambda session: None),
+        (filter.on.data_end, lambda session, line: None),
+        (filter.on.mail_from, "no function"),
+    ):
+        with pytest.raises(TypeError, match=r"is to take|is a function"):
+            add(function)
+
+    def yields(session: Session[object], value: object) -> Iterator[Decision]:
+        yield reject("550 No")
+
+    for add in (filter.on.mail_from, filter.on.tx_reset, filter.on.headers, filter.on.message):
+        with pytest.raises(TypeError, match="yields"):
+            add(yields)
+    filter.on.data_line(yields)
+    filter.on.mail_from(max)  # written in C: nothing is known of it
+
+
 def test_plain_functions_can_be_called_in_threads() -> None:
     filter = Filter(threads=2)
     names = []
@@ -267,6 +363,14 @@ def test_plain_functions_can_be_called_in_threads() -> None:
         client = harness.session().ehlo().mail("a@example.org")
         assert client.decision == reject("550 No") and client.reports == ["from a thread"]
     assert names == ["handler_0"]
+
+
+def test_a_function_in_a_thread_may_raise_anything() -> None:
+    filter = Filter(threads=1, deadline=5)
+    filter.on.mail_from(lambda session, address: next(iter(())))
+    with Harness(filter, strict=False) as harness:
+        assert harness.session().ehlo().mail("a").reply.startswith("451 ")
+        assert [type(error) for error in harness.failures] == [RuntimeError]
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5", "0.6", "0.7"])
@@ -298,6 +402,32 @@ def test_start_knows_the_server_and_can_still_add_handlers() -> None:
 
     with Harness(filter, config={"smtpd-version": "7.9"}) as harness:
         assert harness.session().ehlo().mail("").reply == "550 7.9"
+
+
+def test_a_filter_can_be_tested_more_than_once() -> None:
+    filter = Filter()
+    filter.on.data(lambda session: None)
+    Harness(filter, config={"subsystem": "smtp-in mda", "admd": "a.example"}).close()
+    with Harness(filter):
+        assert filter.config["smtpd-version"] == "7.8.0" and filter.config["subsystem"] == "smtp-in"
+        assert "admd" not in filter.config
+
+
+def test_a_function_that_comes_too_late_is_not_called() -> None:
+    filter = Filter()
+
+    @filter.on.data
+    def data(session: Session[object]) -> None:
+        filter.on.data(lambda session: reject("550 Late"))
+
+        @filter.on.mail_from
+        async def mail(session: Session[object], address: str) -> None:
+            await asyncio.sleep(0)
+
+    filter.on.mail_from(lambda session, address: None)
+    with Harness(filter) as harness:
+        client = harness.session().ehlo().mail("a").rcpt("b").message(MESSAGE).mail("c")
+        assert client.accepted and client.decision == proceed()
 
 
 def test_a_filter_without_a_handler_says_so() -> None:

@@ -8,6 +8,8 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pillarbox.sdk.filter import events, hooks
 from pillarbox.sdk.filter.testing import Harness
 
@@ -39,8 +41,10 @@ def test_the_first_filter_is_one(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-3:] == re.sub("^ +", "", talk[2], flags=re.MULTILINE).splitlines()
 
 
-def test_its_test_is_one() -> None:
-    run(PYTHON[0], PYTHON[1])["test_nobody_writes_from_there"]()
+def test_its_test_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "filter-hello").write_text(PYTHON[0])
+    monkeypatch.chdir(tmp_path)
+    run(PYTHON[1])["test_nobody_writes_from_there"]()
 
 
 def test_the_filter_of_messages_is_one() -> None:
@@ -54,7 +58,9 @@ def test_the_filter_of_messages_is_one() -> None:
         assert (
             client.mail("a@example.org").rcpt("b@example.org").message(message).reply.endswith("No attachments, please")
         )
-        assert client.mail("").rcpt("b@example.org").message("x" * 80 + "\n" + "y\n" * 500_000).reply.startswith("552 ")
+        assert (
+            client.mail("").rcpt("b@example.org").message("Subject: x\n\n" + "y\n" * 500_000).reply.startswith("552 ")
+        )
 
 
 def test_every_decorator_and_event_is_described() -> None:

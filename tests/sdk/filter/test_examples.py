@@ -59,19 +59,28 @@ def test_strangers_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
         assert attempt(harness, "192.0.2.1", "alice")
         monkeypatch.setattr(names["time"], "time", lambda: 1300.0)
         assert attempt(harness, "192.0.2.2")
-        assert not attempt(harness, "2001:db8::1")
+        assert not attempt(harness, "2001:db8::1") and not attempt(harness, "2001:db8:0:1::1")
+        assert attempt(harness, "local")
+        monkeypatch.setattr(names["time"], "time", lambda: 1600.0)
+        assert attempt(harness, "2001:db8::f:2")
 
 
-@pytest.mark.parametrize(("address", "decision"), [("192.0.2.99", junk()), ("192.0.2.1", proceed()),
-                                                   ("2001:db8::1", junk()), ("local", proceed())])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "decision"),
+    [("192.0.2.99", junk()), ("192.0.2.1", proceed()), ("192.0.2.98", proceed()), ("2001:db8::1", junk()),
+     ("local", proceed())],
+)  # fmt: skip
 def test_listed_addresses_are_junk(arguments: pytest.MonkeyPatch, address: str, decision: object) -> None:
     sys.argv += ["a.example", "b.example"]
-    listed = {"99.2.0.192.b.example", f"1{'.0' * 23}.8.b.d.0.1.0.0.2.a.example"}
+    listed = {
+        "99.2.0.192.b.example": "127.0.0.2", "98.2.0.192.a.example": "127.255.255.254",
+        f"1{'.0' * 23}.8.b.d.0.1.0.0.2.a.example": "127.0.0.4",
+    }  # fmt: skip
 
     def resolve(name: str, *_: object, **__: object) -> list[object]:
         if name not in listed:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return [object()]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (listed[name], 0))]
 
     arguments.setattr(socket, "getaddrinfo", resolve)
     with Harness(example("dnsbl")[0]) as harness:
@@ -100,6 +109,9 @@ def test_programs_are_refused(name: str) -> None:
         message.add_attachment(b"MZ", "application", "octet-stream", filename=name)
         client.mail("a@example.org").rcpt("b@example.org").message(message)
         assert client.reply.startswith("550 5.7.1 No programs") and client.reply.isascii()
+        raw = message.as_bytes().replace(b"filename", b"filename*=utf-8''a%0Ab.exe; x-filename")
+        client.mail("a@example.org").rcpt("b@example.org").message(raw)
+        assert client.reply.startswith("550 5.7.1 No programs")
 
 
 def test_accepted_messages_are_logged(tmp_path: Path, arguments: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,25 @@
 """The harness plays a server: what is possible when, and what no server could take."""
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from pillarbox.sdk.filter import Decision, Filter, disconnect, proceed, reject
+from pillarbox.sdk.filter import (
+    Decision,
+    Event,
+    Filter,
+    FilterError,
+    Session,
+    TxData,
+    TxRcpt,
+    disconnect,
+    proceed,
+    reject,
+)
 from pillarbox.sdk.filter.decisions import Verb
-from pillarbox.sdk.filter.testing import Harness
+from pillarbox.sdk.filter.testing import Harness, load
 
 MESSAGE = "Subject: x\n\nHello.\n"
 
@@ -59,7 +74,48 @@ def test_a_client_that_goes_in_the_middle_has_its_transaction_reset() -> None:
     filter, heard = listening()
     with Harness(filter) as harness:
         harness.session().ehlo().mail("a").close()
-    assert heard[-2:] == ["tx-reset", "link-disconnect"]
+    assert heard[-3:] == ["tx-rollback", "tx-reset", "link-disconnect"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "decision", "told"),
+    [
+        ("rcpt_to", reject("550 No"), ["550 No", "tx-rcpt permfail"]),
+        ("rcpt_to", reject("421 Bye"), ["421 Bye", "tx-rcpt tempfail", "tx-rollback", "tx-reset", "link-disconnect"]),
+        ("data", reject("550 No"), ["550 No", "tx-data permfail"]),
+        ("commit", reject("450 No"), ["450 No", "tx-data tempfail", "tx-rollback", "tx-reset"]),
+        ("commit", disconnect("521 Bye"),
+         ["521 Bye", "tx-data permfail", "tx-rollback", "tx-reset", "link-disconnect"]),
+        ("quit", reject("550 No"), ["550 No"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_told_as_the_reference_does(phase: str, decision: Decision, told: list[str]) -> None:
+    filter: Filter[Any] = Filter()
+    heard: list[str] = []
+
+    @filter.on.every
+    def every(session: Session[Any], event: Event) -> None:
+        result = [event.result] if isinstance(event, TxRcpt | TxData) else []
+        heard.append(" ".join([getattr(event, "line", event.name), *result]))
+
+    getattr(filter.on, phase)(lambda *_: decision)
+    with Harness(filter) as harness:
+        client = harness.session().ehlo().mail("a").rcpt("b")
+        if phase != "rcpt_to":
+            client.message(MESSAGE)
+        if phase == "quit":
+            assert client.quit().noop().accepted
+    at = heard.index(decision.text)
+    assert heard[at : at + len(told)] == told
+    if phase == "data":  # DATA may come again
+        assert heard[at + len(told) :] == [] and client.sender == "a" and client.rcpts == ["b"]
+
+
+def test_who_introduces_itself_again_begins_again() -> None:
+    filter, heard = listening()
+    with Harness(filter) as harness:
+        client = harness.session().ehlo().mail("a").ehlo()
+        assert heard[-2:] == ["tx-rollback", "tx-reset"] and client.mail("b").accepted
 
 
 @pytest.mark.parametrize("verb", [Verb.REJECT, Verb.DISCONNECT])
@@ -68,6 +124,35 @@ def test_a_reply_that_the_server_could_not_send_is_an_assertion(verb: Verb) -> N
     filter.on.ehlo(lambda session, identity: Decision(verb, "no"))
     with Harness(filter) as harness, pytest.raises(AssertionError, match="a reply begins with"):
         harness.session().ehlo()
+
+
+@pytest.mark.parametrize(
+    "end", ["x.run()", "if __name__ == '__main__':\n    x.run()", "def main():\n    x.run()\nmain()"]
+)
+def test_a_program_s_filter_can_be_loaded(tmp_path: Path, end: str) -> None:
+    program = tmp_path / "filter-x"
+    program.write_text(f"""
+import sys
+from pillarbox.sdk.filter import Filter, reject
+x, verdict = Filter(), sys.argv[1]
+@x.on.ehlo
+def ehlo(session, identity):
+    return reject(f"550 {{verdict}}")
+try:
+    {end.replace(chr(10), chr(10) + "    ")}
+except Exception:
+    pass
+""")
+    argv = list(sys.argv)
+    with Harness(load(program, "No")) as harness:
+        assert harness.session().ehlo().reply == "550 No"
+    assert sys.argv == argv and Filter.run.__name__ == "run"
+    program.write_text("from pillarbox.sdk.filter import Filter\nfilter = Filter()\n")
+    with pytest.raises(FilterError, match="filter-x runs no filter"):
+        load(program)
+    program.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load(program)
 
 
 def test_a_login_can_fail() -> None:

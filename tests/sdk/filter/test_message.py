@@ -56,6 +56,24 @@ def test_long_values_are_folded_at_blanks_and_only_there() -> None:
     assert build_field("X-Folded", "a\r\n b\n\tc") == ["X-Folded: a", " b", "\tc"]
 
 
+def test_no_line_of_a_folded_value_is_of_blanks_alone() -> None:
+    for value in ("a" + " " * 200 + "b", " " * 200 + "b", "a" + " " * 200, " " * 200, "a \t" + " \t" * 100 + "b c"):
+        lines = build_field("X", value)
+        assert all(line.strip() and line.strip() != "X:" for line in lines) or not value.strip()
+        assert "".join(lines) == f"X: {value}"
+
+
+def test_bytes_that_are_no_text_can_be_in_a_value() -> None:
+    (line,) = build_field("X-Client", "caf\udce9")
+    assert email.message_from_string(f"{line}\n\n", policy=default)["X-Client"] == "caf\ufffd"
+
+
+@given(st.text(" \tab", max_size=400))
+def test_a_value_of_blanks_and_words_stays_what_it_is(value: str) -> None:
+    assert "".join(build_field("X", value)) == f"X: {value}"
+    assert len(build_field("X", value)) == 1 or all(line.strip() for line in build_field("X", value))
+
+
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=200))
 def test_any_text_survives_as_a_value(value: str) -> None:
     lines = build_field("Subject", value)

@@ -1,12 +1,13 @@
 """Messages on their way through a filter: line by line, by their header section, as a whole."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from email.message import EmailMessage
+from typing import Any
 
 import pytest
 
-from pillarbox.sdk.filter import Decision, Filter, Headers, Message, Session, proceed, reject
+from pillarbox.sdk.filter import Decision, Filter, Headers, Message, Session, junk, proceed, reject
 from pillarbox.sdk.filter.testing import Client, Harness
 
 TEXT = "Subject: hello\nX-Old: 1\n\nOne.\n.\n..two\n\n\udcff caf\u00e9\n"
@@ -110,6 +111,82 @@ def test_a_handler_of_any_kind_can_decide_about_the_message() -> None:
         assert client.decisions == [("commit", no)] and client.delivered is None
 
 
+def test_who_lets_failures_pass_keeps_what_was_decided() -> None:
+    no = reject("554 5.7.1 No")
+
+    def fail(session: Session[object], what: object) -> None:
+        raise ValueError
+
+    filter = Filter(on_error=proceed())
+    filter.on.headers(lambda session, headers: no if "X-Old" in headers else None)
+    filter.on.message(fail)
+    assert sent(filter, strict=False).decision == no
+    filter.on.commit(lambda session: reject("554 At commit"))
+    assert sent(filter, "a\n", strict=False).reply == "554 At commit"
+    filter = Filter()
+    filter.on.headers(lambda session, headers: no if "X-Old" in headers else proceed())
+    filter.on.message(fail)
+    assert sent(filter, strict=False).decision == no
+    assert sent(filter, "a\n", strict=False).reply.startswith("451 ")
+
+
+@pytest.mark.parametrize(
+    "add",
+    [lambda on: on.headers(lambda session, headers: junk()), lambda on: on.message(lambda session, message: junk()),
+     lambda on: on.message(limit=50, above=junk())(lambda session, message: None)],
+)  # fmt: skip
+def test_who_has_the_top_of_a_message_marks_it_as_junk(add: Callable[[Any], object]) -> None:
+    filter = Filter()
+    add(filter.on)
+    assert sent(filter, TEXT * 3).delivered == b"X-Spam: Yes\r\n" + CRLF * 3
+
+
+def test_junk_is_too_late_for_lines() -> None:
+    filter = Filter()
+    filter.on.data_line(lambda session, line: junk())
+    with pytest.raises(ValueError, match="too late"):
+        sent(filter)
+
+
+def test_what_was_given_can_be_given_back() -> None:
+    filter = Filter()
+
+    @filter.on.headers
+    def headers(session: Session[object], headers: Headers) -> Any:
+        headers.add("X-New", "2")
+        return headers
+
+    @filter.on.message
+    def message(session: Session[object], message: Message) -> Any:
+        message.headers.add("X-New", "3")
+        return message
+
+    assert lines_of(sent(filter, "a: b\n\nc\n")) == ["a: b", "X-New: 2", "X-New: 3", "", "c"]
+    filter.on.message(lambda session, message: "text")
+    with pytest.raises(TypeError, match="neither"):
+        sent(filter)
+
+
+def test_a_line_may_have_its_end() -> None:
+    filter = Filter()
+    seen = []
+    filter.on.data_line(lambda session, line: f"{line}\r\n")
+    filter.on.data_line(lambda session, line: [f"{line}\n", "b: c\nd: e"] if line == "a" else line)
+    filter.on.headers(lambda session, headers: seen.extend(headers))
+    assert lines_of(sent(filter, "a\n\nbody\n")) == ["a", "b: c", "d: e", "", "body"]
+    assert seen == [("", "a"), ("b", "c"), ("d", "e")]
+
+
+def test_a_decision_does_not_outlive_its_transaction() -> None:
+    filter = Filter()
+    filter.on.message(lambda session, message: reject("554 No") if b"bad" in message.raw else None)
+    with Harness(filter) as harness:
+        client = harness.session().ehlo().mail("a").rcpt("b")
+        harness.exchange(*(f"filter|0.7|1.1|smtp-in|data-line|{client.id}|2|{line}" for line in ("bad", ".")))
+        client.rset()  # another server might use another token for each message
+        assert client.mail("a").rcpt("b").message("good\n").accepted
+
+
 def test_a_decision_does_not_outlive_its_message() -> None:
     filter = Filter(remember=False)
     filter.on.message(lambda session, message: reject("554 No") if b"bad" in message.raw else None)
@@ -137,12 +214,33 @@ def test_the_header_section_can_be_changed_and_the_body_passes_unseen() -> None:
     assert lines_of(sent(filter, "Subject: hello\nX-Old: 1\n"))[-1] == "X-New: 2"  # a message without a body
 
 
-def test_a_header_section_that_is_too_large_passes_unchanged() -> None:
-    filter = Filter(memory=1000)
-    filter.on.headers(lambda session, headers: headers.add("X-New", "2"))
-    large = "".join(f"X-{n}: {'x' * 70}\n" for n in range(100)) + "\nbody\n"
-    assert sent(filter, large).delivered == large.replace("\n", "\r\n").encode()
-    assert b"X-New" in (sent(filter, "Subject: x\n\nbody\n").delivered or b"")
+@pytest.mark.parametrize(("fields", "memory"), [(100, 1000), (14_000, 1 << 28)])
+def test_a_header_section_that_no_handler_can_see_is_answered_for(
+    fields: int, memory: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = "".join(f"X-{n}: {'x' * 70}\n" for n in range(fields)) + "\nbody\n"
+    for on_error in (reject("451 Later"), proceed()):
+        filter = Filter(memory=memory, on_error=on_error)
+        filter.on.headers(lambda session, headers: headers.add("X-New", "2"))
+        client = sent(filter, large)
+        assert client.delivered == (large.replace("\n", "\r\n").encode() if client.accepted else None)
+        assert client.decision == on_error and "was not looked at" in caplog.text
+        assert b"X-New" in (sent(filter, "Subject: x\n\nbody\n").delivered or b"")
+
+
+def test_short_lines_count_as_the_memory_that_they_take() -> None:
+    filter = Filter(memory=1_000_000)
+    filter.on.message(lambda session, message: reject("554 Seen"))
+    assert sent(filter, "x\n\n" + "ab\n" * 5_000).reply == "554 Seen"
+    assert sent(filter, "x\n\n" + "ab\n" * 50_000).reply.startswith("451 ")  # 200 KB to send, 3 MB to keep
+
+
+def test_the_limit_is_of_bytes_whatever_they_say() -> None:
+    filter = Filter()
+    filter.on.message(limit=100)(lambda session, message: reject("554 Seen"))
+    for text, size in (("x", 98), ("\u00e9", 49), ("\udce9", 98), ("\U0001f600", 24)):
+        assert sent(filter, text * size + "\n").reply == "554 Seen"
+        assert sent(filter, text * (size + 1) + "\n").accepted
 
 
 def test_a_whole_message_can_be_looked_at_and_replaced() -> None:
@@ -191,7 +289,9 @@ def test_all_messages_together_hold_no_more_than_they_may() -> None:
             return harness.exchange(f"filter|0.7|1.1|smtp-in|data-line|{session}|2|{line}")
 
         assert feed(1, "x" * 600) == []
-        assert feed(2, "x" * 600) == [f"filter-dataline|2|2|{'x' * 600}"]  # no room: it passes
+        assert feed(2, "x" * 600) == [f"filter-dataline|2|2|{'x' * 600}"]  # no room: it passes, and is refused
+        feed(2, ".")
+        assert "|reject|451 4.3.0 " in harness.exchange("filter|0.7|1.1|smtp-in|commit|2|3|")[0]
         harness.exchange("report|0.7|1.1|smtp-in|link-disconnect|1")
         assert feed(3, "x" * 600) == []  # what a session held is free again when it is gone
         assert len(feed(3, ".")) == 2
@@ -220,3 +320,13 @@ def test_a_filter_that_stands_in_a_chain_twice_gets_each_message_twice() -> None
             "filter-dataline|5|b|.",
             "filter-result|5|c|reject|554 No",
         ]
+
+
+def test_of_several_decisions_about_a_message_a_refusal_counts() -> None:
+    filter = Filter(remember=False)
+    filter.on.message(lambda session, message: reject("554 No") if b"no" in message.raw else proceed())
+    with Harness(filter) as harness:
+        ask = "filter|0.7|1.1|smtp-in|{}|5|{}|{}".format
+        for token, line in (("a", "yes"), ("b", "no")):
+            harness.exchange(ask("data-line", token, line), ask("data-line", token, "."))
+        assert harness.exchange(ask("commit", "c", "")) == ["filter-result|5|c|reject|554 No"]

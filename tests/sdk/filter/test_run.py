@@ -232,6 +232,36 @@ def test_a_start_that_fails_ends_the_program_with_the_reason(argv: list[str], st
         assert child.log() == "no file\n"
 
 
+@pytest.mark.parametrize("start", ["def", "async def"])
+@pytest.mark.parametrize("error", ["ConnectionRefusedError('no database')", "FileNotFoundError('no database')"])
+@pytest.mark.parametrize("argv", [""], indirect=True)
+def test_what_start_needs_and_cannot_reach_is_not_taken_for_the_server(argv: list[str], start: str, error: str) -> None:
+    text = f"filter = Filter()\n@filter.start\n{start} start():\n    raise {error}\nfilter.run()\n"
+    Path(argv[1]).write_text(START + text)
+    with Child(argv, handshake=[]) as child:
+        child.send(*HANDSHAKE)
+        assert child.process.wait(20) == 1
+        log = child.log()
+        assert "the program failed" in log and "no database" in log and "server" not in log.partition("\n")[0]
+
+
+@program("""
+print("early")
+filter = Filter(remember=False)
+filter.on.data(lambda session: print("asked"))
+filter.run()
+""")
+def test_what_is_printed_is_logged_at_once_and_never_said_to_the_server(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    with Child(argv, handshake=HANDSHAKE) as child:
+        assert child.registered == ["report|smtp-in|link-disconnect", "filter|smtp-in|data"]
+        child.send(asked("data", 1))
+        assert child.line() == answered(1, "proceed")
+        assert child.log() == "early\nasked\n"
+
+
 @program(PASS)
 def test_a_recorded_conversation_can_be_played_from_a_file_into_a_file(argv: list[str], tmp_path: Path) -> None:
     recorded, written = tmp_path / "recorded", tmp_path / "written"
@@ -293,6 +323,24 @@ def test_a_thread_that_hangs_does_not_keep_the_program(argv: list[str]) -> None:
         assert child.line().startswith(answered(1, "reject|451 "))
         assert child.end() == 0
         assert "thread handler_0 does not end" in child.log()
+
+
+@program("""
+import threading
+filter = Filter(deadline=0.1)
+
+@filter.on.mail_from
+async def mail_from(session, address):
+    await asyncio.to_thread(threading.Event().wait)
+
+filter.run()
+""")
+def test_nor_does_one_of_the_author_s(argv: list[str]) -> None:
+    with Child(argv, handshake=HANDSHAKE) as child:
+        child.send(asked("mail-from", 1, "a"))
+        assert child.line().startswith(answered(1, "reject|451 "))
+        assert child.end() == 0
+        assert "does not end" in child.log()
 
 
 @program("""

@@ -2,6 +2,7 @@
 
 import itertools
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -108,7 +109,8 @@ class Client:
         if decision.verb in _GOING_ON:
             self._greeted = True
             self._tell("link-identify", f"{method}|{decision.text if decision.verb is Verb.REWRITE else identity}")
-        return self._answer(decision, f"250 {self._hostname} Hello {identity}, pleased to meet you")
+        reply = f"250 {self._hostname} Hello {identity}, pleased to meet you"
+        return self._answer(decision, reply, self._roll_back if decision.verb in _GOING_ON else None)
 
     def starttls(self, description: str = "TLSv1.3:TLS_AES_256_GCM_SHA384:256") -> "Client":
         """STARTTLS, and the handshake."""
@@ -143,7 +145,7 @@ class Client:
         if decision.verb in _GOING_ON:
             self._transaction = Transaction(f"{next(self._numbers):08x}", _address(decision, sender))
             self._tell("tx-begin", self._transaction.msgid)
-            self._tell_address("tx-mail", self._transaction.sender)
+            self._tell_address("tx-mail", self._transaction.sender, decision)
         return self
 
     def rcpt(self, address: str, parameters: str = "") -> "Client":
@@ -156,10 +158,10 @@ class Client:
         if decision.verb in _GOING_ON:
             transaction.rcpts.append(_address(decision, address))
             self._tell("tx-envelope", f"{transaction.msgid}|{transaction.msgid}{len(transaction.rcpts):08x}")
-        self._answer(decision, "250 2.1.5 Destination address valid: Recipient ok")
-        if decision.verb in _GOING_ON:
-            self._tell_address("tx-rcpt", transaction.rcpts[-1])
-        return self
+        reply = "250 2.1.5 Destination address valid: Recipient ok"
+        return self._answer(
+            decision, reply, lambda: self._tell_address("tx-rcpt", _address(decision, address), decision)
+        )
 
     def message(self, message: bytes | str | EmailMessage) -> "Client":
         """DATA, the message, and its end. Line ends may be of either kind; dots are stuffed here."""
@@ -168,16 +170,15 @@ class Client:
             return self
         assert transaction is not None
         decision = self._ask(Phase.DATA, "")
-        self._answer(decision, '354 Enter mail, end with "." on a line by itself')
+        self._answer(decision, '354 Enter mail, end with "." on a line by itself', lambda: self._tell_data(decision))
         if decision.verb not in _GOING_ON:
-            return self._rolled_back(decision)
-        self._tell("tx-data", f"{transaction.msgid}|ok")
+            return self  # the transaction goes on: DATA may come again
         lines = self._filtered(split(_bytes(message)))
         self._tell("protocol-client", ".")
         decision = self._ask(Phase.COMMIT, "")
-        self._answer(decision, f"250 2.0.0 {transaction.msgid} Message accepted for delivery")
         if decision.verb not in _GOING_ON:
-            return self._rolled_back(decision)
+            return self._answer(decision, "", lambda: self._roll_back(decision))
+        self._answer(decision, f"250 2.0.0 {transaction.msgid} Message accepted for delivery")
         self.delivered = "".join(f"{line}\r\n" for line in lines).encode(errors="surrogateescape")
         self._tell("tx-commit", f"{transaction.msgid}|{len(self.delivered)}")
         self._end_transaction()
@@ -187,9 +188,7 @@ class Client:
         """RSET."""
         if self._command("RSET", True):
             decision = self._ask(Phase.RSET, "")
-            if decision.verb in _GOING_ON:
-                self._end_transaction()
-            self._answer(decision, "250 2.0.0 Reset state")
+            self._answer(decision, "250 2.0.0 Reset state", self._roll_back if decision.verb in _GOING_ON else None)
         return self
 
     def noop(self, text: str = "") -> "Client":
@@ -201,8 +200,8 @@ class Client:
     def quit(self) -> "Client":
         """QUIT, and the end of the session."""
         if self._command("QUIT", True):
-            self._answer(self._ask(Phase.QUIT, ""), "221 2.0.0 Bye")
-            self.close()
+            decision = self._ask(Phase.QUIT, "")
+            self._answer(decision, "221 2.0.0 Bye", self.close if decision.verb in _GOING_ON else None)
         return self
 
     def close(self) -> "Client":
@@ -222,10 +221,13 @@ class Client:
             self._say("503 5.5.1 Invalid command: Command not allowed at this point.")
         return possible
 
-    def _answer(self, decision: Decision, reply: str) -> "Client":
+    def _answer(self, decision: Decision, reply: str, then: Callable[[], object] | None = None) -> "Client":
+        """Say it, tell what comes of it, and hang up where that was decided."""
         self.junk = self.junk or decision.verb is Verb.JUNK
         refused = decision.verb not in _GOING_ON
         self._say(decision.text if refused else reply)
+        if then is not None:
+            then()
         if decision.verb is Verb.DISCONNECT or (refused and decision.text.startswith("421")):
             self.close()
         return self
@@ -234,11 +236,12 @@ class Client:
         self.reply = reply
         self._tell("protocol-server", reply)
 
-    def _rolled_back(self, decision: Decision) -> "Client":
+    def _roll_back(self, decision: Decision | None = None) -> None:
         if self._transaction is not None:
+            if decision is not None:  # about the message
+                self._tell_data(decision)
             self._tell("tx-rollback", self._transaction.msgid)
             self._end_transaction()
-        return self
 
     def _end_transaction(self) -> None:
         if self._transaction is not None:
@@ -247,7 +250,7 @@ class Client:
 
     def _hang_up_if_closed(self) -> "Client":
         if self.closed:
-            self._end_transaction()
+            self._roll_back()
             self._tell("link-disconnect", None)
         return self
 
@@ -258,9 +261,13 @@ class Client:
             for said in self._harness.exchange(line):
                 assert self._is_report(said), f"{event} was answered: {said}"
 
-    def _tell_address(self, event: str, address: str) -> None:
+    def _tell_data(self, decision: Decision) -> None:
         assert self._transaction is not None
-        fields = [address, "ok"] if self._words.address_first else ["ok", address]
+        self._tell("tx-data", f"{self._transaction.msgid}|{_result(decision)}")
+
+    def _tell_address(self, event: str, address: str, decision: Decision) -> None:
+        assert self._transaction is not None
+        fields = [address, _result(decision)] if self._words.address_first else [_result(decision), address]
         self._tell(event, "|".join([self._transaction.msgid, *fields]))
 
     def _ask(self, phase: Phase, param: str) -> Decision:
@@ -312,6 +319,13 @@ def _parse_result(line: str, ids: tuple[str, str]) -> Decision:
         return made(text) if made else Decision(Verb(verb), text)
     except ValueError as error:
         raise AssertionError(f"{error}: {line}") from None
+
+
+def _result(decision: Decision) -> str:
+    """What events call it."""
+    if decision.verb in _GOING_ON:
+        return "ok"
+    return "tempfail" if decision.text.startswith("4") else "permfail"
 
 
 def _address(decision: Decision, address: str) -> str:

@@ -15,19 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic
 
 from pillarbox.sdk.filter import protocol
-from pillarbox.sdk.filter.decisions import Decision, Verb, disconnect, proceed
+from pillarbox.sdk.filter.decisions import REFUSALS, Decision, Verb, disconnect, proceed
 from pillarbox.sdk.filter.events import Event, parse_event
 from pillarbox.sdk.filter.hooks import Handlers
 from pillarbox.sdk.filter.options import Options
-from pillarbox.sdk.filter.protocol import ADDRESSES, ARGUMENTS, SMTP_IN, Dialect, Phase, Question, dialect
+from pillarbox.sdk.filter.protocol import ADDRESSES, ARGUMENTS, BARE, SMTP_IN, Dialect, Phase, Question, dialect
 from pillarbox.sdk.filter.registry import Registry
 from pillarbox.sdk.filter.session import S, Session
-from pillarbox.sdk.filter.stream import Place, Room, Stage, build_stages, call
+from pillarbox.sdk.filter.stream import Place, Room, Stage, build_stages, call, footprint
 from pillarbox.sdk.filter.tracks import Track, Tracks, Work
 from pillarbox.sdk.wire import Blocks, ProtocolError
 
 MAX_REPORT = 1000  # characters
-_BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
+LONG = 1.0  # seconds that handlers may keep everything else waiting before the log says so
 
 _NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte
 
@@ -108,7 +108,12 @@ class Conversation(Generic[S]):
             self._take_cut(cut)
         if not self._ready:
             lines = self._greet(lines)
+        began = time.monotonic()
         self._read(lines)
+        if (took := time.monotonic() - began) > LONG:
+            _log.warning(
+                "plain functions took %.1f s, and nothing else ran: make them async, or Filter(threads=…)", took
+            )
 
     def close(self) -> None:
         """It is over: threads need not wait for more."""
@@ -129,7 +134,8 @@ class Conversation(Generic[S]):
             if key == "protocol":
                 dialect(value)
             if bar:
-                self._config[key] = f"{self._config[key]} {value}" if key in self._config else value
+                known = self._config.get(key) if key == "subsystem" else None  # there are several
+                self._config[key] = f"{known} {value}" if known else value
             if key == "ready":
                 return self._begin(lines[at + 1 :])
         return []
@@ -152,7 +158,7 @@ class Conversation(Generic[S]):
         self._wake()
 
     def _register(self) -> None:
-        handlers = self._handlers
+        handlers = self._handlers.copy()
         if self._options.threads:
             self._pool = ThreadPoolExecutor(self._options.threads, "handler")
             handlers = handlers.in_threads(self._pool)
@@ -202,7 +208,7 @@ class Conversation(Generic[S]):
         start = len(f"filter|{version}|{when}")
         payload, ended = protocol.parse_run(lines, at, start, lines[at].removesuffix(text))
         track = self._tracks.get(session, subsystem)
-        size = sum(map(len, payload)) + 64 * len(payload) if track.waiting is not None else 0
+        size = footprint(payload) if track.waiting is not None else 0
         self._submit(track, Phase.DATA_LINE, (self._pass, (track, token, words, payload, ended), size))
         return at + len(payload) + ended
 
@@ -214,7 +220,7 @@ class Conversation(Generic[S]):
             self._read([start])
             if fields[4] == "data-line":
                 track = self._tracks.get(fields[5], fields[3])
-                self._submit(track, Phase.DATA_LINE, (self._refuse, (track, fields[6]), 0))
+                self._submit(track, Phase.DATA_LINE, (self._cut, (track, fields[6]), 0))
 
     def _new_session(self, session: str, subsystem: str) -> Session[S]:
         state: Any = None  # where there is none, the handlers fail, and are answered for, one by one
@@ -228,10 +234,12 @@ class Conversation(Generic[S]):
 
     def _submit(self, track: Track[S], kind: str | tuple[str, str], work: Work) -> None:
         if track.waiting is not None:
-            track.waiting.append(work)
+            # The server counts from now on, however long it waits here.
+            track.waiting.append((work, time.monotonic() + self._options.deadline))
             self._backlog += work[2]
         elif self._registry.needs_task(kind):
             track.waiting = deque()
+            track.until = time.monotonic() + self._options.deadline
             self._working += 1
             self._spawn(self._work(track, work))
         else:
@@ -246,7 +254,7 @@ class Conversation(Generic[S]):
                 if not track.waiting:
                     return
                 self._wake()
-                work = track.waiting.popleft()
+                work, track.until = track.waiting.popleft()
                 self._backlog -= work[2]
         finally:
             track.waiting = None
@@ -259,10 +267,13 @@ class Conversation(Generic[S]):
         name = getattr(event, "event", event.name)
         for handler in self._registry.told((event.subsystem, name)):
             try:
-                await call(handler, self._options.deadline, session, event)
+                # For an event nobody waits: it has its time from here.
+                await call(handler, time.monotonic() + self._options.deadline, session, event)
             except Exception as error:  # noqa: BLE001 - the author's code: a fault in it must not end the filter
                 self._failed(f"{name} of session {session.id}", error)
-        if name == "link-disconnect":
+        if name == "tx-begin":
+            track.verdicts.clear()  # of a message that never came to commit
+        elif name == "link-disconnect":
             self._tracks.drop(track)
 
     async def _answer(self, track: Track[S], question: Question) -> None:
@@ -277,12 +288,12 @@ class Conversation(Generic[S]):
     async def _decide(self, track: Track[S], question: Question) -> Decision:
         session = track.session
         if question.phase == Phase.COMMIT and track.verdicts:
-            verdict = next(iter(track.verdicts.values()))
+            verdicts = list(track.verdicts.values())
             track.verdicts.clear()
-            return verdict
-        args = () if question.phase in _BARE else (_argument(session, question),)
+            return next((verdict for verdict in verdicts if verdict.verb in REFUSALS), verdicts[0])
+        args = () if question.phase in BARE else (_argument(session, question),)
         for handler in self._registry.asked(question.phase):
-            decision = await call(handler, self._options.deadline, session, *args)
+            decision = await call(handler, track.until, session, *args)
             if decision is not None:
                 if not isinstance(decision, Decision):
                     raise TypeError(f"neither a decision nor None: {decision!r:.80}")
@@ -325,9 +336,14 @@ class Conversation(Generic[S]):
         if lines:
             self._out.append(protocol.data_lines(prefix, lines))
 
-    async def _refuse(self, track: Track[S], token: str) -> None:
-        """A message that handlers did not see as it is."""
-        track.verdicts[token] = self._options.on_error
+    async def _cut(self, track: Track[S], token: str) -> None:
+        self._refuse(track, token)
+
+    def _refuse(self, track: Track[S], token: str) -> None:
+        """A message that handlers did not see as it is. Who lets such messages pass undoes no decision about them."""
+        given = track.verdicts.get(token)
+        if self._options.on_error.verb in REFUSALS and (given is None or given.verb not in REFUSALS):
+            track.verdicts[token] = self._options.on_error
 
     def _build_stages(self, track: Track[S], token: str) -> list[Stage]:
         session = track.session
@@ -338,9 +354,13 @@ class Conversation(Generic[S]):
 
         def failed(error: Exception) -> None:
             self._failed(f"message {session.msgid} of session {session.id}", error)
-            track.verdicts[token] = self._options.on_error
+            self._refuse(track, token)
 
-        place = Place(session, self._room, self._options.deadline, decide, failed)
+        def unseen(why: str) -> None:
+            _log.error("message %s of session %s was not looked at: %s", session.msgid, session.id, why)
+            self._refuse(track, token)
+
+        place = Place(session, self._room, lambda: track.until, decide, failed, unseen)
         return build_stages(self._registry.handlers, place)
 
     def _report(self, session: Session[S], text: str) -> None:

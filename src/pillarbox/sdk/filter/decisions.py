@@ -21,6 +21,9 @@ class Verb(StrEnum):
     REPORT = "report"
 
 
+REFUSALS = {Verb.REJECT, Verb.DISCONNECT}
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """A decision, and the text that belongs to it. Raises ValueError where that is not one line."""
@@ -29,6 +32,7 @@ class Decision:
     text: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "verb", Verb(self.verb))  # "reject" will do
         if self.verb not in (Verb.PROCEED, Verb.JUNK):
             _one_line(self.text)
 

@@ -76,6 +76,7 @@ class Filter(Generic[S]):
         drained: Callable[[], Awaitable[None]] | None = None,
     ) -> Conversation[S]:
         """A new conversation, without I/O; `run` holds the one with the server that started this program."""
+        self._config.clear()
         return Conversation(
             handlers=self._handlers,
             config=self._config,
@@ -96,10 +97,10 @@ class Filter(Generic[S]):
         program.run(self._run(Stdio()), log=_log, refusals=(ProtocolError, FilterError))
 
     async def _run(self, stdio: Stdio) -> None:
-        if accepts := os.environ.get("PILLARBOX_ACCEPTS"):
-            self._config["accepts"] = accepts
         async with asyncio.TaskGroup() as group:
             pipes = Pipes(stdio.reading, stdio.writing)
             made = self.conversation(spawn=group.create_task, wake=pipes.wake, drained=pipes.drained)
             with contextlib.closing(made) as conversation:
+                if accepts := os.environ.get("PILLARBOX_ACCEPTS"):
+                    self._config["accepts"] = accepts
                 await pipes.run(conversation)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from pillarbox.sdk.filter import events
 from pillarbox.sdk.filter.decisions import Decision
 from pillarbox.sdk.filter.message import Headers, Message
-from pillarbox.sdk.filter.protocol import MDA, SMTP_IN, SMTP_OUT, Phase
+from pillarbox.sdk.filter.protocol import BARE, MDA, SMTP_IN, SMTP_OUT, Phase
 from pillarbox.sdk.filter.session import S, Session
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -53,6 +53,18 @@ class Handlers:
     messages: list[WholeMessage] = field(default_factory=list)
     start: Callable[[], Awaitable[None] | None] | None = None
 
+    def copy(self) -> "Handlers":
+        """As they are now: what is registered has been said, and a function that is added later is never called."""
+        return replace(
+            self,
+            questions={phase: list(handlers) for phase, handlers in self.questions.items()},
+            events={event: list(handlers) for event, handlers in self.events.items()},
+            lines=list(self.lines),
+            ends=list(self.ends),
+            headers=list(self.headers),
+            messages=list(self.messages),
+        )
+
     def of_messages(self) -> list[Handler]:
         """Whatever sees the lines of a message."""
         return [*self.lines, *self.ends, *self.headers, *(whole.handler for whole in self.messages)]
@@ -73,27 +85,59 @@ class Handlers:
 
 
 def _in_thread(function: Callable[..., Any], pool: Executor) -> Handler:
+    def run(*args: object) -> Any:
+        try:
+            return function(*args)
+        except StopIteration as error:  # of a `next()`; no future takes it, and whoever waits would wait for ever
+            raise RuntimeError("it raised StopIteration") from error
+
     async def call(*args: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(pool, run, *args)
 
     return Handler(call, asynchronous=True)
 
 
 def build_handler(function: Callable[..., Any]) -> Handler:
     """Find out how a function is called."""
-    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004 - an object
-    functions = (function, called)
+    functions = _forms(function)
     return Handler(function, any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in functions))
 
 
-class Hook(Generic[F]):
-    """A decorator: the function is called from now on, and stays what it is."""
+def _forms(function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """The function, what is called of an object, and what a decorator wrapped."""
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004 - an object
+    return function, called, inspect.unwrap(function)
 
-    def __init__(self, keep: Callable[[Handler], None]) -> None:
+
+def check_function(function: Callable[..., Any], arguments: int, *, yields: bool = False) -> None:
+    """Raises TypeError for one that would fail whenever it is called, or of which nothing would ever run."""
+    if not callable(function):
+        raise TypeError(f"a handler is a function, not {function!r:.80}")
+    if not yields and any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _forms(function)):
+        raise TypeError(f"{function!r:.80} yields, where a handler returns what it has to say")
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(*range(arguments))
+    except ValueError:  # one that is not written in Python
+        return
+    except TypeError as error:
+        wanted = "the session alone" if arguments == 1 else "the session and one more argument"
+        raise TypeError(f"{function!r:.80} is to take {wanted}: {error}") from None
+
+
+class Hook(Generic[F]):
+    """A decorator: the function is called from now on, and stays what it is.
+
+    `arguments`: how many it gets; `yields`: may it be a generator?
+    """
+
+    def __init__(self, keep: Callable[[Handler], None], *, arguments: int = 2, yields: bool = False) -> None:
         self._keep = keep
+        self._arguments = arguments
+        self._yields = yields
 
     def __call__(self, function: F) -> F:
-        """Keep the function."""
+        """Keep the function. Raises TypeError where it could not be called."""
+        check_function(function, self._arguments, yields=self._yields)
         self._keep(build_handler(function))
         return function
 
@@ -126,6 +170,7 @@ class MessageHook(Generic[S]):
         """Keep the function. Messages of more than `limit` bytes pass unchanged; `above` is then decided at commit."""
 
         def keep(function: MessageHandler[S]) -> MessageHandler[S]:
+            check_function(function, 2)
             self._keep(WholeMessage(build_handler(function), limit, above))
             return function
 
@@ -210,13 +255,14 @@ class Hooks(EventHooks[S]):
         self.rset: Hook[Callable[[Session[S]], Answer]] = asked(Phase.RSET)
         self.quit: Hook[Callable[[Session[S]], Answer]] = asked(Phase.QUIT)
         self.data_line: Hook[Callable[[Session[S], str], Lines | Awaitable[Lines] | AsyncIterator[str]]] = Hook(
-            handlers.lines.append
+            handlers.lines.append, yields=True
         )
         self.data_end: Hook[Callable[[Session[S]], Lines | Awaitable[Lines] | AsyncIterator[str]]] = Hook(
-            handlers.ends.append
+            handlers.ends.append, arguments=1, yields=True
         )
         self.headers: Hook[Callable[[Session[S], Headers], Answer]] = Hook(handlers.headers.append)
         self.message: MessageHook[S] = MessageHook(handlers.messages.append)
 
     def _question(self, phase: Phase) -> Hook[Any]:
-        return Hook(self._handlers.questions.setdefault(phase, []).append)
+        arguments = 1 if phase in BARE else 2
+        return Hook(self._handlers.questions.setdefault(phase, []).append, arguments=arguments)

@@ -16,7 +16,8 @@ _LINE_END = re.compile("\r?\n")
 def build_field(name: str, value: str) -> list[str]:
     """The lines of a header field. Raises ValueError for what would be no field, or more than one.
 
-    A long value is folded at blanks, one that is not ASCII encoded (RFC 2047); one with line breaks must be folded.
+    A long value is folded at blanks, one that is not ASCII encoded (RFC 2047; bytes that are no UTF-8 become U+FFFD);
+    one with line breaks must be folded.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"not the name of a header field: {name[:80]!r}")
@@ -28,6 +29,7 @@ def build_field(name: str, value: str) -> list[str]:
     ):
         raise ValueError(f"{name}: the value holds a NUL or a line break that folds nothing")
     if not value.isascii():
+        value = value.encode(errors="surrogateescape").decode(errors="replace")  # what a client said, perhaps
         lines = Header(value, "utf-8", maxlinelen=_WIDTH - 2, header_name=name).encode().split("\n")
     elif len(lines) == 1:
         return _fold(f"{name}: {value}")
@@ -35,17 +37,21 @@ def build_field(name: str, value: str) -> list[str]:
 
 
 def _fold(line: str) -> list[str]:
-    """Break a line before blanks, never within a word."""
+    """Break a line before blanks, never within a word.
+
+    Each line says something: one of blanks alone ends the header section to some readers.
+    """
     lines = []
-    start = line.find(" ") + 2  # a field whose first line is empty is no longer one to some readers
+    start = line.find(" ")
     while len(line) > _WIDTH:
+        start += len(line[start:]) - len(line[start:].lstrip()) + 1
         at = line.rfind(" ", start, _WIDTH)
         if at < 0:
-            at = line.find(" ", _WIDTH)
+            at = line.find(" ", max(start, _WIDTH))
         if at < 0 or not line[at:].strip():
             break
         lines.append(line[:at])
-        line, start = line[at:], 1
+        line, start = line[at:], 0
     return [*lines, line]
 
 
@@ -71,7 +77,7 @@ class Headers:
         return any(True for _ in self._matching(name))
 
     def get(self, name: str, default: str = "") -> str:
-        """The value of the first field of this name, unfolded."""
+        """The value of the first field of this name, unfolded; encoded words (RFC 2047) as they are."""
         return next((_value(field) for field in self._matching(name)), default)
 
     def get_all(self, name: str) -> list[str]:
@@ -166,5 +172,10 @@ class Message:
 
 def split(data: bytes) -> list[str]:
     """Lines of bytes, however they end."""
-    lines = _LINE_END.split(data.decode(errors="surrogateescape"))
-    return lines if lines[-1] else lines[:-1]
+    return split_text(data.decode(errors="surrogateescape")) if data else []
+
+
+def split_text(text: str) -> list[str]:
+    """Lines of text, however they end; the last one needs no end."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] or len(lines) == 1 else lines[:-1]

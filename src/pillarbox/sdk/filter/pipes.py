@@ -11,6 +11,8 @@ import stat
 import threading
 from typing import Protocol
 
+from pillarbox.sdk.stdio import ServerGone, write_some
+
 _CHUNK = 1 << 18
 MAX_UNWRITTEN = 16 << 20  # bytes
 _MUCH = 1 << 20  # bytes unwritten at which who has more at hand waits
@@ -42,7 +44,7 @@ class Conversation(Protocol):
 class Pipes:
     """Two descriptors. Sockets and pipes are waited for by the loop; a thread reads files, which it cannot wait for.
 
-    `run` raises what `feed` does, and OSError when writing fails.
+    `run` raises what `feed` does, ServerGone, and OSError when writing fails otherwise.
     """
 
     def __init__(self, reading: int, writing: int) -> None:
@@ -161,10 +163,10 @@ class Pipes:
         data = self._conversation.take()
         try:
             if data and not self._unwritten:
-                data = data[os.write(self._out, data) :] if self._polled_out else self._write_blocking(data)
+                data = data[write_some(self._out, data) :] if self._polled_out else self._write_blocking(data)
         except BlockingIOError:
             pass
-        except OSError as error:
+        except (OSError, ServerGone) as error:
             self.fail(error)
             return
         if data:
@@ -176,15 +178,15 @@ class Pipes:
     def _write_blocking(self, data: bytes) -> bytes:
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self._out, rest) :]
+            rest = rest[write_some(self._out, rest) :]
         return b""
 
     def _writable(self) -> None:
         try:
-            del self._unwritten[: os.write(self._out, self._unwritten)]
+            del self._unwritten[: write_some(self._out, self._unwritten)]
         except BlockingIOError:
             return
-        except OSError as error:
+        except (OSError, ServerGone) as error:
             self.fail(error)
             return
         if not self._unwritten:

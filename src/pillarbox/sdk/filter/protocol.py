@@ -42,6 +42,7 @@ class Phase(StrEnum):
 
 # What else a rewrite would do: at commit the reference hangs the session, elsewhere the command becomes a syntax error.
 REWRITABLE = {Phase.HELO, Phase.EHLO, Phase.AUTH, Phase.MAIL_FROM, Phase.RCPT_TO, Phase.NOOP, Phase.HELP, Phase.WIZ}
+BARE = {Phase.DATA, Phase.COMMIT, Phase.RSET, Phase.QUIT}  # no argument: the handler gets the session alone
 ADDRESSES = {Phase.MAIL_FROM, Phase.RCPT_TO}
 # Here the reference takes the text of a report for the new argument of the command.
 ARGUMENTS = {Phase.HELO, Phase.EHLO, Phase.AUTH, Phase.MAIL_FROM, Phase.RCPT_TO}

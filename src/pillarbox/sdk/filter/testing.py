@@ -1,5 +1,6 @@
 """Tests of filters without a server: each step of a session goes through the protocol's lines and back.
 
+    filter = load("filter-hello")
     session = Harness(filter).session().ehlo("client.example").mail("a@example.org").rcpt("b@example.org")
     session.message(b"Subject: hello\\n\\nHello.\\n")
     assert session.accepted and b"X-Seen: yes" in session.delivered
@@ -9,16 +10,44 @@ Answers that no server could take are AssertionErrors, and so does an exception 
 
 import asyncio
 import itertools
+import os
+import runpy
+import sys
 import weakref
 from collections.abc import Coroutine, Mapping
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 from pillarbox.sdk.filter.client import Client
 from pillarbox.sdk.filter.filter import Filter
 from pillarbox.sdk.filter.protocol import SMTP_IN, VERSION
+from pillarbox.sdk.filter.registry import FilterError
 from pillarbox.sdk.filter.session import S, Session
 
-__all__ = ["Client", "Harness"]
+__all__ = ["Client", "Harness", "load"]
+
+
+class _Running(BaseException):
+    """A program runs its filter: nothing of the author's should catch it."""
+
+
+def load(path: str | os.PathLike[str], *arguments: str) -> Filter[Any]:
+    """The filter that a program runs when it is started with these arguments. Raises FilterError where it runs none."""
+    running: list[Filter[Any]] = []
+
+    def run(filter: Filter[Any]) -> NoReturn:
+        running.append(filter)
+        raise _Running
+
+    program = os.fspath(path)
+    was = Filter.run, sys.argv
+    Filter.run, sys.argv = run, [program, *arguments]  # type: ignore[assignment,method-assign]
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except _Running:
+        return running[0]
+    finally:
+        Filter.run, sys.argv = was  # type: ignore[method-assign]
+    raise FilterError(f"{program} runs no filter")
 
 
 class Harness(Generic[S]):
