@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from types import TracebackType
@@ -46,6 +47,7 @@ class Bridge:
         self._tokens = itertools.count(1)
         self._sessions = itertools.count(1)
         self._answers: dict[str, list[str]] = defaultdict(list)
+        self._sending = threading.Thread()
         self._child.send(*HANDSHAKE)
         self.registered: list[str] = []
         while (line := self._child.line()) != "register|ready":
@@ -78,21 +80,31 @@ class Bridge:
 
     def report(self, event: str, session: str, *fields: str) -> None:
         """Tell of an event."""
-        self._child.send("|".join(["report|0.7|1700000000.000001|smtp-in", event, session, *fields]))
+        self._send("|".join(["report|0.7|1700000000.000001|smtp-in", event, session, *fields]))
 
     def ask(self, phase: str, session: str, *fields: str) -> str:
         """Ask, and do not wait; the token."""
         token = f"{next(self._tokens):016x}"
-        self._child.send("|".join(["filter|0.7|1700000000.000001|smtp-in", phase, session, token, *(fields or [""])]))
+        self._send("|".join(["filter|0.7|1700000000.000001|smtp-in", phase, session, token, *(fields or [""])]))
         return token
 
-    def lines(self, session: str, lines: Sequence[str]) -> str:
-        """The lines of a message, with the dots of SMTP; the token."""
+    def lines(self, session: str, lines: Sequence[str], *, ended: bool = True) -> str:
+        """The lines of a message, with the dots of SMTP; the token. `ended`: with the dot that ends it."""
         token = f"{next(self._tokens):016x}"
         stuffed = ["." + line if line.startswith(".") else line for line in lines]
         start = f"filter|0.7|1700000000.000001|smtp-in|data-line|{session}|{token}|"
-        self._child.send(*(start + line for line in [*stuffed, "."]))
+        self._send(*(start + line for line in [*stuffed, *["."] * ended]))
         return token
+
+    def _send(self, *lines: str) -> None:
+        """What is much is sent while answers are read, as a server does."""
+        if self._sending.ident is not None:
+            self._sending.join(20)
+        if len(lines) < 1000:
+            self._child.send(*lines)
+            return
+        self._sending = threading.Thread(target=self._child.send, args=lines, daemon=True)
+        self._sending.start()
 
     def answer(self, token: str) -> str:
         """What it answers to that token, without what names the question."""

@@ -126,6 +126,10 @@ class ScriptedMilter:
             time.sleep(0.005)
         return self.last.commands
 
+    def say(self, data: bytes) -> None:
+        """Unasked, on the newest connection."""
+        self._sockets[-1].sendall(data)
+
     def stop(self) -> None:
         """As if it were killed."""
         self.path.unlink(missing_ok=True)

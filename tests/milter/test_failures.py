@@ -130,11 +130,40 @@ def test_answers_that_nobody_asked_for_are_not_taken_for_others(
     assert decisions[-1] in (LATER, "reject|550 5.7.1 Command rejected")
 
 
+def test_an_answer_that_comes_late_is_not_taken_for_that_to_the_next_question(
+    milter: ScriptedMilter, client: Client
+) -> None:
+    milter.answers["E"] = REJECT
+    client.connect()
+    assert client.mail() == PROCEED
+    milter.say(CONTINUE)
+    assert client.rcpt() == LATER
+    milter.answers["E"] = CONTINUE
+    assert client.deliver() == (list(MESSAGE), PROCEED)
+    milter.say(CONTINUE)
+    assert client.deliver() == (list(MESSAGE), PROCEED)  # on another connection
+    assert len(milter.connections) == 3
+
+
+def test_answers_where_none_were_agreed_on_do_not_stand_for_that_at_the_end(tmp_path: Path) -> None:
+    milter = ScriptedMilter(tmp_path, negotiated=options(steps=1 << 7), answers={"E": REJECT})
+    with milter, Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.connect()
+        assert client.deliver()[1] in (LATER, "reject|550 5.7.1 Command rejected")
+
+
 def test_changes_without_an_end_are_not_kept(milter: ScriptedMilter, client: Client) -> None:
     milter.answers["E"] = packet(b"h", b"X", b"y" * 60000) * 100 + CONTINUE
     client.connect()
     assert client.deliver() == (list(MESSAGE), LATER)
     assert "changes of more than 4194304 bytes" in client.bridge.log()
+
+
+def test_small_changes_without_an_end_are_not_kept_either(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = packet(b"+", b"x") * 100_000 + CONTINUE
+    client.connect()
+    assert client.deliver() == (list(MESSAGE), LATER)
 
 
 @pytest.mark.parametrize("letter", "CHMRTLNB")
@@ -208,6 +237,46 @@ def test_a_message_whose_beginning_the_bridge_did_not_see_is_refused(milter: Scr
     client.msgid = "00000abc"
     assert client.content(list(MESSAGE))[4:] == list(MESSAGE)
     assert client.commit() == LATER
+
+
+def test_a_message_without_a_line_is_asked_about_too(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = REJECT
+    client.connect()
+    client.begin()
+    assert client.bridge.message(client.bridge.lines(client.id, [])) == []
+    assert client.commit() == "reject|550 5.7.1 Command rejected"
+    assert milter.hears("CHMRTNEA").startswith("CHMRTNE")
+
+
+def test_a_message_that_the_bridge_did_not_see_is_refused(milter: ScriptedMilter, client: Client) -> None:
+    client.connect()
+    client.begin()
+    assert client.commit() == LATER
+    assert client.deliver() == (list(MESSAGE), PROCEED)
+
+
+def test_a_filter_that_is_in_a_chain_twice_asks_once_about_a_message(milter: ScriptedMilter, client: Client) -> None:
+    milter.answers["E"] = packet(b"h", b"X", b"y") + CONTINUE
+    client.connect()
+    client.begin()
+    made = client.content()
+    assert "X: y" in made
+    assert client.bridge.message(client.bridge.lines(client.id, made)) == made
+    assert client.commit() == PROCEED
+
+
+def test_a_client_of_whom_the_bridge_did_not_hear_is_not_taken_for_this_machine(milter: ScriptedMilter) -> None:
+    with Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.ehlo()  # the bridge was started again in the middle of the session
+        assert client.mail() == LATER
+        assert client.rcpt() == LATER
+        assert milter.connections == []
+        assert "it is not known who the client is" in bridge.log()
+        client.quit()
+        other = bridge.session()
+        other.connect()
+        assert other.deliver() == (list(MESSAGE), PROCEED)
 
 
 def test_a_milter_that_was_started_again_between_two_messages_is_not_noticed(tmp_path: Path) -> None:
@@ -290,10 +359,35 @@ def test_a_message_that_no_disk_has_room_for_goes_through_whole_and_is_refused(m
         assert client.deliver() == (list(MESSAGE), PROCEED)
 
 
+def test_a_new_body_that_is_much_larger_is_refused_before_the_server_ends_the_filter_for_it(
+    milter: ScriptedMilter, client: Client
+) -> None:
+    client.connect()
+    milter.answers["E"] = 20 * body((b"x" * 999 + b"\n") * 1000) + CONTINUE
+    assert client.deliver() == (list(MESSAGE), "reject|552 5.3.4 Message too big")
+
+
 def test_a_header_that_is_too_big_is_refused(milter: ScriptedMilter, client: Client) -> None:
     client.connect()
     big = ["Subject: x", *("\t" + "x" * 900 for _ in range(5000)), "", "body"]
     assert client.deliver(big) == (big, "reject|552 5.3.4 Message too big")
+
+
+@pytest.mark.parametrize("start", ["a:", " "])
+def test_a_header_of_too_many_lines_is_refused(milter: ScriptedMilter, client: Client, start: str) -> None:
+    client.connect()
+    big = ["Subject: x", *(start for _ in range(25_000)), "", "body"]
+    assert client.deliver(big) == (big, "reject|552 5.3.4 Message too big")
+
+
+def test_a_new_line_that_is_too_long_for_the_server_is_refused(milter: ScriptedMilter, client: Client) -> None:
+    client.connect()
+    milter.answers["E"] = body(b"x" * 65535) * 17 + CONTINUE
+    assert client.deliver() == (list(MESSAGE), "reject|552 5.3.4 Message too big")
+    milter.answers["E"] = packet(b"h", b"X", b"y" * (1 << 20)) + CONTINUE
+    assert client.deliver() == (list(MESSAGE), LATER)
+    milter.answers["E"] = body(b"x" * 500_000) + body(b"\r\n" + b"y" * 500_000) + CONTINUE
+    assert client.deliver() == ([*MESSAGE[:5], "x" * 500_000, "y" * 500_000], PROCEED)
 
 
 def test_clients_that_do_nothing_keep_nobody_from_the_milter(milter: ScriptedMilter) -> None:
@@ -340,8 +434,7 @@ def test_nothing_is_left_of_sessions_however_they_end(milter: ScriptedMilter) ->
 
     def left_in_data(client: Client) -> None:
         client.begin()
-        bridge.report("protocol-client", client.id, "never an end")
-        bridge.lines(client.id, big)
+        bridge.lines(client.id, big, ended=False)
 
     def broken(client: Client) -> None:
         client.begin()

@@ -99,6 +99,25 @@ def test_the_postmaster_sets_macros(tmp_path: Path) -> None:
         assert milter.last.macros("C") == {"j": "mx.example.org", "{daemon_name}": "ORIGINATING", "{mine}": "1"}
 
 
+def test_a_macro_that_only_the_postmaster_knows_goes_out_at_connect_where_nothing_is_chosen(tmp_path: Path) -> None:
+    with ScriptedMilter(tmp_path) as milter, Bridge(milter.address, "--macro", "{mine}=1", "--macro", "i=2") as bridge:
+        client = bridge.session()
+        client.connect()
+        assert client.mail() == PROCEED
+        assert milter.last.macros("C")["{mine}"] == "1"
+        assert "i" not in milter.last.macros("C") and milter.last.macros("M")["i"] == "2"
+
+
+def test_who_logged_in_before_the_bridge_was_started_has_logged_in(tmp_path: Path) -> None:
+    with ScriptedMilter(tmp_path) as milter, Bridge(milter.address) as bridge:
+        client = bridge.session()
+        client.connect()
+        client.report("link-auth", "pass", "alice")  # the server tells this again, what the client said it does not
+        assert client.mail() == PROCEED
+        macros = milter.last.macros("M")
+        assert (macros["{auth_type}"], macros["{auth_authen}"]) == ("PLAIN", "alice")
+
+
 def test_clients_without_a_name_and_with_one_that_is_not_theirs(tmp_path: Path) -> None:
     with ScriptedMilter(tmp_path) as milter, Bridge(milter.address) as bridge:
         bridge.session().connect(rdns="", fcrdns="fail", src="[2001:db8::1]:1025")

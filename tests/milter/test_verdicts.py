@@ -162,6 +162,15 @@ def test_quarantine_makes_a_message_junk(milter: ScriptedMilter, client: Client)
     assert client.bridge.message(client.bridge.lines(client.id, spam)) == spam  # once is enough
 
 
+@pytest.mark.parametrize("claim", ["X-Spam: No", "X-Spam:\tYes", "X-Spam: Yesterday", "X-Spam:"])
+def test_a_sender_s_own_mark_does_not_keep_a_message_from_being_junk(
+    milter: ScriptedMilter, client: Client, claim: str
+) -> None:
+    milter.answers["E"] = packet(b"q", b"looks like a bill") + scripted.CONTINUE
+    client.connect()
+    assert client.deliver([claim, *MESSAGE]) == (["X-Spam: Yes", claim, *MESSAGE], PROCEED)
+
+
 def test_a_reply_of_several_lines_becomes_one(milter: ScriptedMilter, client: Client) -> None:
     milter.answers["R"] = packet(b"y", b"550-5.7.0 Not here,\r\n550-5.7.0 100%% sure:\r\n550 5.7.0 see our policy|page")
     client.connect()

@@ -25,11 +25,38 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
     return [*pieces, data]
 
 
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.binary(max_size=50))), st.lists(st.integers(0, 40)))
+LETTERS = st.binary(min_size=1, max_size=1).filter(lambda letter: letter != b"b")
+
+
+@given(st.lists(st.tuples(LETTERS, st.binary(max_size=50))), st.lists(st.integers(0, 40)))
 def test_packets_are_found_however_they_are_cut(packets: list[tuple[bytes, bytes]], sizes: list[int]) -> None:
     data = b"".join(struct.pack(">I", 1 + len(payload)) + letter + payload for letter, payload in packets)
     reader = Packets(limit=LIMIT)
     assert [packet for piece in cut(data, sizes) for packet in reader.feed(piece)] == packets
+    assert not reader.partial
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1), st.lists(st.integers(0, 40)))
+def test_a_new_body_is_found_as_it_comes(bodies: list[bytes], sizes: list[int]) -> None:
+    data = b"".join(struct.pack(">I", 1 + len(payload)) + b"b" + payload for payload in bodies)
+    reader = Packets(limit=LIMIT)
+    found = []
+    for piece in cut(data[:-1], sizes):
+        found += reader.feed(piece)
+        assert not reader.partial or sum(map(len, bodies)) >= sum(len(payload) for _, payload in found)
+    assert reader.partial
+    found += reader.feed(data[-1:])
+    assert not reader.partial
+    assert {letter for letter, _ in found} == {b"b"}
+    assert b"".join(payload for _, payload in found) == b"".join(bodies)
+
+
+def test_only_a_new_body_may_be_long() -> None:
+    for letter in (b"h", b"y"):
+        with pytest.raises(ProtocolError):
+            list(Packets(limit=1 << 26).feed(struct.pack(">I", 1 << 20) + letter))
+    reader = Packets(limit=1 << 26)
+    assert list(reader.feed(struct.pack(">I", 1 << 26) + b"bx")) == [(b"b", b"x")]
 
 
 @given(st.lists(st.binary(max_size=80)))

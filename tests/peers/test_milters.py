@@ -12,7 +12,7 @@ import pytest
 
 from bench.servers import LOCAL, PORT, OpenSMTPD
 from tests.milter.opendkim import OpenDKIM
-from tests.milter.scripted import CONTINUE, REJECT, ScriptedMilter, packet
+from tests.milter.scripted import CONTINUE, REJECT, ScriptedMilter, body, numbered, packet
 from tests.peers.programs import opensmtpd
 from tests.sdk.child import installed
 from tests.system.server import Server, Wiring, free_port, kill, wait_for
@@ -149,6 +149,34 @@ def test_what_a_milter_decides_is_said_and_done(folder: Path, wiring: Wiring) ->
         assert (refused.value.smtp_code, refused.value.smtp_error) == (554, b"5.7.1 Go away")
 
 
+def test_milters_in_a_row_see_what_those_before_them_made(folder: Path, wiring: Wiring) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir(mode=0o755)
+    port = free_port()
+    with ScriptedMilter(folder / "one") as one, ScriptedMilter(folder / "two") as two:
+        config = (
+            f'filter "one" proc-exec "filter-milter {one.address}"\n'
+            f'filter "two" proc-exec "filter-milter {two.address}"\n'
+            'filter "both" chain { "one", "two" }\n'
+            f'listen on 127.0.0.1 port {port} hostname mail.example.org filter "both"\n'
+            'action "a" maildir\nmatch from any for any action "a"\n'
+        )
+        change, first = numbered(b"m", 1, b"Subject", b"changed"), numbered(b"i", 0, b"X-One", b"yes")
+        one.answers["E"] = change + first + body(b"new\r\n") + packet(b"q", b"why") + CONTINUE
+        two.answers["E"] = numbered(b"m", 1, b"X-One", b"seen") + packet(b"h", b"X-Two", b"yes") + CONTINUE
+        for milter in (one, two):
+            milter.path.chmod(0o777)
+        with Server(folder / "server", config, wiring) as server:
+            send(port, b"old\r\n")
+            (message,) = arrives(server, 1)
+    assert [two.last.body(), one.last.body()] == [b"new\r\n", b"old\r\n"]
+    assert [b"Subject", b"changed"] in two.last.said("L") and [b"X-One", b"yes"] in two.last.said("L")
+    assert b"Received" not in [fields[0] for fields in one.last.said("L") + two.last.said("L")]
+    for line in (b"X-Spam: Yes", b"X-One: seen", b"Subject: changed", b"X-Two: yes"):
+        assert message.count(b"\r\n" + line + b"\r\n") == 1
+    assert message.endswith(b"\r\n\r\nnew\r\n")
+
+
 def test_without_its_milter_mail_waits_and_with_it_again_goes_on(folder: Path, wiring: Wiring) -> None:
     with ScriptedMilter(folder) as milter, filtering(folder, wiring, milter.address) as (server, port):
         milter.path.chmod(0o777)
@@ -177,6 +205,27 @@ def bridges(server: Server) -> list[int]:
             if b"filter-milter" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
+
+
+def test_a_bridge_that_is_started_again_knows_the_clients_that_are_there(folder: Path, wiring: Wiring) -> None:
+    def goes_through() -> bool:
+        with contextlib.suppress(smtplib.SMTPException):
+            send(port, b"body\r\n")
+            return True
+        return False
+
+    with ScriptedMilter(folder) as milter, filtering(folder, wiring, milter.address) as (server, port):
+        milter.path.chmod(0o777)
+        with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+            client.ehlo()
+            client.sendmail("s@example.org", ["alice@example.org"], HEADER)
+            for pid in bridges(server):
+                kill(pid, signal.SIGKILL)
+            assert wait_for(goes_through, 30), server.log()
+            client.sendmail("s@example.org", ["alice@example.org"], HEADER)
+        first, last = milter.connections[0], milter.last
+        assert (last.said("C"), last.said("H")) == (first.said("C"), first.said("H"))
+        assert len(arrives(server, 3)) == 3
 
 
 @pytest.mark.parametrize("victim", ["milter", "bridge"])

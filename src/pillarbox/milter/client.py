@@ -110,16 +110,22 @@ class Connection:
                     self._ready.extend(self._packets.feed(data))
         return self._ready.popleft()
 
-    @property
-    def unasked(self) -> bool:
+    async def unasked(self) -> bool:
         """Did the milter say more than it was asked? What it says next would be taken for another answer."""
-        return bool(self._ready) or self._packets.partial
+        if self._ready or self._packets.partial:
+            return True
+        with _translated(), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):  # what has come is there at once
+                return bool(await self._reader.read(_READ))
+        return False
 
-    @property
-    def usable(self) -> bool:
+    async def usable(self) -> bool:
         """Is the milter still there, and waiting?"""
-        over = self._closed is None or self._reader.at_eof() or self._writer.is_closing()
-        return not over and not self.unasked
+        try:
+            over = await self.unasked()
+        except MilterError:
+            return False
+        return not (over or self._closed is None or self._reader.at_eof() or self._writer.is_closing())
 
     def close(self) -> None:
         """End it. What the milter has not taken by now is not kept for it."""

@@ -85,6 +85,7 @@ _STAGES = {
     Command.END_OF_MESSAGE: Stage.END_OF_MESSAGE,
 }
 _OF_THE_SESSION = (Command.CONNECT, Command.HELO)
+_CHANGE = 64  # bytes, at least, that a change takes of memory beside its text
 
 
 class Dialogue:
@@ -114,10 +115,9 @@ class Dialogue:
         self.settled: Verdict | None = None
         self.changes: list[EnvelopeChange] = []
 
-    @property
-    def usable(self) -> bool:
+    async def usable(self) -> bool:
         """Can the milter be asked about another message?"""
-        return self._connection.usable
+        return await self._connection.usable()
 
     @property
     def wants_refused(self) -> bool:
@@ -169,7 +169,7 @@ class Dialogue:
         verdict = await self._content(message)
         if verdict.outcome is Outcome.CONTINUE:
             self._say_macros(Command.END_OF_MESSAGE)
-            self._tell(wire.packet(Command.END_OF_MESSAGE))
+            await self._tell(wire.packet(Command.END_OF_MESSAGE))
             verdict = await self._answered(Command.END_OF_MESSAGE, message)
             self._in_message = False
         return verdict
@@ -216,14 +216,14 @@ class Dialogue:
         self._say_macros(command, more)
         if self._options.steps & UNWANTED[command]:
             return CONTINUE
-        self._tell(packet)
+        await self._tell(packet)
         if self._options.steps & SILENT[command]:
             await self._connection.drained(self._deadlines.command)
             return CONTINUE
         return await self._answered(command)
 
-    def _tell(self, packet: bytes) -> None:
-        if self._connection.unasked:
+    async def _tell(self, packet: bytes) -> None:
+        if await self._connection.unasked():
             raise MilterError("it said more than it was asked")
         self._connection.idle = False
         self._connection.send(packet)
@@ -232,7 +232,7 @@ class Dialogue:
         """Also where the command is not wanted: a milter may look at them later."""
         stage = _STAGES.get(command)
         if stage is not None:
-            names = self._options.macros.get(stage, macros.DEFAULT[stage])
+            names = self._options.macros.get(stage, self._names.default(stage))
             values = self._names.select(names, self._facts, self._now(), more)
             self._connection.send(wire.macros(command, values))
 
@@ -272,7 +272,7 @@ class Dialogue:
                 if message is None:
                     raise MilterError(f"{type(reply).__name__} in answer to {command.name}")
                 if not isinstance(reply, ReplaceBody):
-                    size += len(payload)
+                    size += len(payload) + _CHANGE
                 if size > HEADER_LIMIT:
                     raise MilterError(f"changes of more than {HEADER_LIMIT} bytes")
                 self._change(message, reply)

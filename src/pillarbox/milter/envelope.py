@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pillarbox.milter.facts import Transaction
 from pillarbox.milter.wire import AddRecipient, ChangeSender, DeleteRecipient
 
+MAX_PATH = 256  # RFC 5321 §4.5.3.1.3
 EnvelopeChange = AddRecipient | DeleteRecipient | ChangeSender
 
 
@@ -41,7 +42,7 @@ def changed_envelope(tx: Transaction, changes: Iterable[EnvelopeChange]) -> Enve
 def describe(change: EnvelopeChange) -> str:
     """A change, for the log."""
     words = {AddRecipient: "add recipient", DeleteRecipient: "delete recipient", ChangeSender: "change sender to"}
-    return f"{words[type(change)]} <{_address(change.address)}>"
+    return f"{words[type(change)]} <{_address(change.address)[:MAX_PATH]}>"
 
 
 def _address(raw: bytes) -> str:

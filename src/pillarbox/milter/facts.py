@@ -51,10 +51,14 @@ class Transaction:
 
 @dataclass(slots=True)
 class Facts:
-    """A session. `hostname`: what the server calls itself there; `version`: what it says it is."""
+    """A session. `hostname`: what the server calls itself there; `version`: what it says it is.
+
+    `known`: was it told who the client is? A filter that is started again may not be, of sessions that go on.
+    """
 
     hostname: str
     version: str = ""
+    known: bool = False
     client: Endpoint = LOCAL
     server: Endpoint = LOCAL
     rdns: str = ""
@@ -76,6 +80,7 @@ class Facts:
 
     def connected(self, rdns: str, fcrdns: str, source: str, destination: str) -> None:
         """The fields of `link-connect`."""
+        self.known = True
         self.rdns = "" if rdns.startswith("<") else rdns  # "<unknown>"
         self.verified = fcrdns == "pass"
         self.client = parse_endpoint(source)

@@ -35,6 +35,13 @@ class Macros:
 
     def __init__(self, fixed: Mapping[str, str]) -> None:
         self._fixed = dict(fixed)
+        sent = {_bare(name) for names in DEFAULT.values() for name in names}
+        others = tuple(name for name in self._fixed if _bare(name) not in sent)
+        self._default = {**DEFAULT, Stage.CONNECT: DEFAULT[Stage.CONNECT] + others}
+
+    def default(self, stage: Stage) -> tuple[str, ...]:
+        """The names for a milter that does not choose. What only the postmaster knows goes out at first."""
+        return self._default[stage]
 
     def select(
         self, names: tuple[str, ...], facts: Facts, now: datetime, more: Mapping[str, str] | None = None
@@ -42,6 +49,10 @@ class Macros:
         """Those of the names that have a value. `more`: values of this moment."""
         values = {**values_of(facts, now), **(more or {}), **self._fixed}
         return {name: value for name in names if (value := _find(values, name))}
+
+
+def _bare(name: str) -> str:
+    return name.strip("{}")
 
 
 def _find(values: Mapping[str, str], name: str) -> str:
@@ -73,7 +84,8 @@ def values_of(facts: Facts, now: datetime) -> dict[str, str]:
         "{client_port}": str(facts.client.port),
         "{client_ptr}": facts.rdns or "unknown",
         "{client_resolve}": _resolved(facts),
-        "{auth_type}": facts.mechanism if facts.user else "",
+        # Milters take a client for one that logged in when there is one; who is not told which is told the usual one.
+        "{auth_type}": (facts.mechanism or "PLAIN") if facts.user else "",
         "{auth_authen}": facts.user,
     }
     if facts.tls:

@@ -2,15 +2,20 @@
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from io import FileIO
+from itertools import islice
 
 from pillarbox.milter.headers import Header, parse_header
-from pillarbox.milter.wire import CHUNK
+from pillarbox.milter.wire import CHUNK, LINE
 
 MEMORY = 256 << 10  # bytes of a message that need no file
 JUNK = b"X-Spam: Yes"  # what the server writes above messages that are junk: at commit it is too late to ask for that
 HEADER_LIMIT = 4 << 20  # bytes of a header that are taken apart; the rest of a message never is in memory
+HEADER_LINES = 20_000
+GROWTH = 16 << 20  # bytes by which a new body may be larger than the message; much more, and the server ends the filter
+_AT_A_TIME = 4  # lines that go back with each that comes: these come a thousand at a time
 
 
 class TooBig(Exception):
@@ -82,6 +87,7 @@ class Message:
         self._limit = limit
         self._spool = Spool(limit=limit)
         self._replaced: Spool | None = None
+        self._line = 0  # bytes of the last line of that
         self._body = 0  # where the body begins
         self._separated = False  # does an empty line end the header?
         self._bare = False  # is it a body without a header, and without that line?
@@ -102,8 +108,8 @@ class Message:
             for line in self._spool.lines():
                 sizes.append(len(line) + 2)
                 offset += len(line) + 2
-                if offset > HEADER_LIMIT:
-                    raise TooBig(f"a header of more than {HEADER_LIMIT} bytes")
+                if offset > HEADER_LIMIT or len(sizes) > HEADER_LINES:
+                    raise TooBig(f"a header of more than {HEADER_LIMIT} bytes, or {HEADER_LINES} lines")
                 yield line
 
         self.header, used = parse_header(counted(), msgid)
@@ -121,7 +127,11 @@ class Message:
     def replace_body(self, data: bytes) -> None:
         """A piece of the body that takes the place of the one that came. Raises TooBig, OSError."""
         if self._replaced is None:
-            self._replaced = Spool(limit=self._limit)
+            self._replaced = Spool(limit=min(self._limit, self._spool.size + GROWTH))
+        first, *others = map(len, data.split(b"\n"))
+        if max(self._line + first, *others, 0) > LINE:
+            raise TooBig(f"a line of more than {LINE} bytes, which a milter wrote")
+        self._line = others[-1] if others else self._line + first
         self._replaced.write(data)
 
     def as_received(self) -> Iterator[bytes]:
@@ -130,9 +140,9 @@ class Message:
 
     def lines(self) -> Iterator[bytes]:
         """The lines of what it has become, without their ends, dots not stuffed. Raises OSError."""
-        if self.junk and self.header.first(b"x-spam") is None:
-            yield JUNK
         fields = self.header.lines()
+        if self.junk and JUNK not in fields:  # another field of the name may be the sender's, and say otherwise
+            yield JUNK
         yield from fields
         if self._separated or self._replaced is not None or (self._bare and fields):
             yield b""
@@ -146,3 +156,25 @@ class Message:
         self._spool.close()
         if self._replaced is not None:
             self._replaced.close()
+
+
+class Returned:
+    """A message that goes back while more of it comes: what was kept goes ahead, some of it with each line."""
+
+    def __init__(self, kept: Iterator[bytes]) -> None:
+        self._kept = kept
+        self._behind: deque[bytes] = deque()
+
+    def follow(self, line: bytes) -> list[bytes]:
+        """A line that comes; the lines that can go."""
+        self._behind.append(line)
+        lines = list(islice(self._kept, _AT_A_TIME))
+        if len(lines) < _AT_A_TIME:
+            lines += self._behind
+            self._behind.clear()
+        return lines
+
+    def rest(self) -> Iterator[bytes]:
+        """No more comes: all that is left."""
+        yield from self._kept
+        yield from self._behind

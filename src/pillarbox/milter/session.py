@@ -17,7 +17,7 @@ from pillarbox.milter.dialogue import ACCEPT, CONTINUE, DISCARD, Dialogue, Outco
 from pillarbox.milter.envelope import EnvelopeChange, changed_envelope, describe, envelope_of
 from pillarbox.milter.facts import Facts, Transaction
 from pillarbox.milter.macros import Macros
-from pillarbox.milter.message import JUNK, Message, TooBig
+from pillarbox.milter.message import JUNK, Message, Returned, TooBig
 
 _log = logging.getLogger("pillarbox.milter")
 
@@ -25,6 +25,7 @@ TOO_BIG = Verdict(Outcome.REFUSE, "552 5.3.4 Message too big")
 NO_ROOM = Verdict(Outcome.REFUSE, "451 4.3.1 Please try again later")
 UNABLE = Verdict(Outcome.REFUSE, "451 4.3.5 System incorrectly configured, please try again later")
 DROPPED = Verdict(Outcome.REFUSE, "550 5.7.1 Message refused")
+_NAMED = 10  # changes of an envelope that the log names
 # What is said when no answer can be had of the milter.
 ON_ERROR = {
     "tempfail": Verdict(Outcome.REFUSE, "451 4.7.1 Service unavailable, please try again later"),
@@ -95,6 +96,7 @@ class Session:
         self._refused_rcpt = False  # was the last recipient refused by the milter?
         self._receiving = False
         self._message: Message | None = None  # None while receiving: its lines pass
+        self._returned: Returned | None = None  # what was kept of it, when that turns out to be too much
         self._junk = False
 
     async def connect(self) -> Verdict:
@@ -103,7 +105,7 @@ class Session:
 
     async def helo(self) -> Verdict:
         """HELO or EHLO."""
-        if self._session or not (self._dialogue and self._dialogue.usable):
+        if self._session or not (self._dialogue and await self._dialogue.usable()):
             return self._session or CONTINUE  # it hears of it with the next message
         verdict = await self._asked(self._dialogue.helo())
         return CONTINUE if verdict is None else self._of_the_session(verdict)
@@ -149,6 +151,8 @@ class Session:
                 self._message = Message(limit=self._policy.largest)
             elif self._junk:
                 return (JUNK, line)
+        if self._returned is not None:
+            return self._returned.follow(line)
         if self._message is None:
             return (line,)
         try:
@@ -162,29 +166,33 @@ class Session:
         else:
             return ()
         # Nothing is left out, although it is refused in the end: the server counts on getting what it gave.
-        return self._given(self._message, changed=False)
+        self._returned = Returned(self._read(self._message, self._message.as_received()))
+        return ()
 
     async def end(self) -> Iterable[bytes]:
         """The message is whole: the lines that it has become."""
         self._receiving = False
+        if self._message is None and self._listening():
+            self._message = Message(limit=self._policy.largest)  # without a line
         if (message := self._message) is None:
             return ()
+        if self._returned is not None:
+            return self._returned.rest()
         verdict = await self._asked(self._content(message))
-        kept = self._keep(verdict)
+        self._verdict = kept = self._keep(verdict)
         message.junk = message.junk or self._junk
         return self._given(message, changed=verdict is not None and kept.outcome in (Outcome.CONTINUE, Outcome.ACCEPT))
 
     def commit(self) -> Verdict:
-        """May the message be accepted? Not one whose beginning we did not see."""
-        if self._session or self._verdict or not self.facts.transaction:
-            return self._settled()
-        return CONTINUE
+        """May the message be accepted? Not one about which nothing was decided, as we did not see all of it."""
+        return self._settled()
 
     def reset(self) -> None:
         """The message is over, however it ended."""
         self.facts.transaction = None
         self._verdict = None
         self._junk = self._receiving = False
+        self._returned = None
         if self._message:
             self._message.close()
             self._message = None
@@ -233,6 +241,8 @@ class Session:
 
     async def _open(self) -> Verdict:
         """A connection, on which the milter knows who the client is."""
+        if not self.facts.known:  # said to be of this machine, it could be signed or let through
+            raise MilterError("it is not known who the client is: it was there before this filter was started")
         connection, options = await self._milter.connect()
         self._dialogue = Dialogue(
             connection=connection,
@@ -256,7 +266,7 @@ class Session:
         return verdict
 
     async def _mail(self, tx: Transaction) -> Verdict:
-        if self._dialogue and self._dialogue.usable:
+        if self._dialogue and await self._dialogue.usable():
             try:
                 return await self._dialogue.mail(tx.sender, tx.parameters)
             except Gone:
@@ -311,7 +321,7 @@ class Session:
             return DISCARD
         if envelope == envelope_of(tx):
             return None
-        wanted = ", ".join(map(describe, changes))
+        wanted = ", ".join(map(describe, changes[:_NAMED])) + (" and more" if len(changes) > _NAMED else "")
         if self._policy.ignore_envelope:
             _log.warning("%s: not done, as a filter cannot do it: %s", self._msgid, wanted)
             return None

@@ -12,7 +12,9 @@ from enum import Enum, IntEnum, IntFlag
 VERSION = 6
 OLDEST = 2  # what milters of before 2003 speak
 CHUNK = 65535  # bytes of a body that a packet carries (MILTER_CHUNK_SIZE)
+LINE = 1 << 19  # bytes of a line that a milter may make: of one of 1 MB, the server takes a filter for mad
 
+_REPLACE_BODY = b"b"
 _LONG = struct.Struct(">I")
 _OPTIONS = struct.Struct(">III")
 
@@ -221,30 +223,54 @@ Reply = Decision | Change
 
 
 class Packets:
-    """Cuts what was read into packets. `limit`: bytes of the longest that is taken."""
+    """Cuts what was read into packets. `limit`: bytes of the longest that is taken.
+
+    Milters put a new body into one packet or into many; it is given on as it comes, as if these were many small ones.
+    """
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._rest = bytearray()
+        self._body = 0  # bytes of a new body that this packet still brings
 
     @property
     def partial(self) -> bool:
         """Has a packet begun?"""
-        return bool(self._rest)
+        return bool(self._rest or self._body)
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Each whole packet: its letter, its fields. Raises ProtocolError on a length that cannot be."""
         self._rest += data
-        while len(self._rest) >= _LONG.size:
-            (length,) = _LONG.unpack_from(self._rest)
-            if not 1 <= length <= self._limit:
-                raise ProtocolError(f"a packet of {length} bytes")
-            end = _LONG.size + length
-            if len(self._rest) < end:
+        while self._rest:
+            if self._body:
+                piece = self._take(min(self._body, len(self._rest)))
+                self._body -= len(piece)
+                yield _REPLACE_BODY, piece
+            elif (length := self._length()) is None:
                 return
-            packet = bytes(self._rest[_LONG.size : end])
-            del self._rest[:end]
-            yield packet[:1], packet[1:]
+            elif length > 1 and self._rest.startswith(_REPLACE_BODY, _LONG.size):
+                self._take(_LONG.size + 1)
+                self._body = length - 1
+            elif len(self._rest) < _LONG.size + length:
+                return
+            else:
+                packet = self._take(_LONG.size + length)[_LONG.size :]
+                yield packet[:1], packet[1:]
+
+    def _length(self) -> int | None:
+        """Of the packet that begins here; None: that is still to come, or its letter."""
+        if len(self._rest) < _LONG.size:
+            return None
+        (length,) = _LONG.unpack_from(self._rest)
+        letter = bytes(self._rest[_LONG.size : _LONG.size + 1])
+        if not 1 <= length <= (self._limit if letter in (b"", _REPLACE_BODY) else min(self._limit, LINE)):
+            raise ProtocolError(f"a packet of {length} bytes")
+        return int(length) if letter else None
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._rest[:size])
+        del self._rest[:size]
+        return taken
 
 
 def packet(command: Command, payload: bytes = b"") -> bytes:
@@ -349,7 +375,7 @@ _CHANGES: dict[bytes, Callable[[bytes], Change]] = {
     b"h": lambda payload: AddHeader(*_header(payload)),
     b"i": lambda payload: InsertHeader(*_numbered(payload)),
     b"m": lambda payload: ChangeHeader(*_numbered(payload)),
-    b"b": ReplaceBody,
+    _REPLACE_BODY: ReplaceBody,
     b"+": lambda payload: AddRecipient(_address(payload)),
     b"2": lambda payload: AddRecipient(*_texts(payload, 1, 2)),
     b"-": lambda payload: DeleteRecipient(_address(payload)),

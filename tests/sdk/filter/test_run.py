@@ -359,3 +359,39 @@ def test_a_report_does_not_wait_for_the_answer(argv: list[str], monkeypatch: pyt
         child.send(asked("mail-from", 0xA, "a"))
         start, _, text = child.line().partition("|smtp-in|")
         assert start.startswith("report|") and text == "000000000000000a|asked"
+
+
+@program("""
+filter = Filter(remember=False)
+
+def made(session):
+    for number in range(100_000):
+        session.state.made = number
+        yield f"{number:0100}"
+
+@filter.on.data_end
+async def data_end(session):
+    return made(session)
+
+@filter.on.mail_from
+def mail_from(session, address):
+    return reject(f"550 {filter.first.state.made}")
+
+@filter.on.data_line
+def data_line(session, line):
+    filter.first = session
+    return []
+
+filter.run()
+""")
+def test_what_is_made_as_it_is_asked_for_is_asked_for_as_the_server_reads(argv: list[str]) -> None:
+    with Child(argv, handshake=HANDSHAKE) as child:
+        child.send(asked("data-line", 1, "x"), asked("data-line", 1, "."))
+        assert child.line() == passed(1, f"{0:0100}")
+        child.send(asked("mail-from", 2, "a"))
+        lines = [child.line() for _ in range(100_001)]
+        assert [line for line in lines if "dataline" in line] == [
+            *(passed(1, f"{number:0100}") for number in range(1, 100_000)), passed(1, "."),
+        ]  # fmt: skip
+        (answer,) = (line for line in lines if "result" in line)
+        assert int(answer.rpartition(" ")[2]) < 50_000

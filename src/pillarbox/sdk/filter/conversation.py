@@ -37,7 +37,7 @@ _log = logging.getLogger("pillarbox.sdk.filter")
 class Conversation(Generic[S]):
     """`config` takes what the server says about itself. `spawn` starts a task; `wake` says that it wrote something.
 
-    `failed` is told of exceptions of handlers, and where.
+    `failed` is told of exceptions of handlers, and where. `drained` waits until most of what was written is read.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Conversation(Generic[S]):
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         wake: Callable[[], None],
         failed: Callable[[str, Exception], None] | None = None,
+        drained: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._handlers = handlers
         self._config = config
@@ -58,6 +59,7 @@ class Conversation(Generic[S]):
         self._spawn = spawn
         self._wake = wake
         self._failed = failed or _log_failure
+        self._drained = drained
         self._blocks = Blocks()
         self._out: list[str] = []
         self._reports: deque[str] = deque()  # from threads, too
@@ -316,21 +318,23 @@ class Conversation(Generic[S]):
         stages = track.streams.get(token)
         if stages is None:
             track.streams[token] = stages = self._build_stages(track, token)
+        prefix = protocol.data_prefix(words, track.session.id, token)
+        await self._give(prefix, stages, lines)
+        if ended:
+            for at, stage in enumerate(stages, 1):
+                for rest in await stage.end():
+                    await self._give(prefix, stages[at:], rest)
+                    if self._drained is not None and track.waiting is not None:  # in a task
+                        await self._drained()
+            if track.streams.pop(token, None) is not None:  # else the session ended meanwhile
+                self._out.append(f"{prefix}.")
+
+    async def _give(self, prefix: str, stages: list[Stage], lines: list[str]) -> None:
+        """What these stages make of some lines is written."""
         for stage in stages:
             lines = await stage.feed(lines)
-        if ended:
-            for at, stage in enumerate(stages):
-                rest = await stage.end()
-                for later in stages[at + 1 :]:
-                    rest = await later.feed(rest)
-                lines = [*lines, *rest]
-            if track.streams.pop(token, None) is None:
-                return  # the session ended meanwhile
-        prefix = protocol.data_prefix(words, track.session.id, token)
         if lines:
             self._out.append(protocol.data_lines(prefix, lines))
-        if ended:
-            self._out.append(f"{prefix}.")
 
     async def _cut(self, track: Track[S], token: str) -> None:
         self._refuse(track, token)

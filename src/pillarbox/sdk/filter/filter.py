@@ -73,6 +73,7 @@ class Filter(Generic[S]):
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         wake: Callable[[], None],
         failed: Callable[[str, Exception], None] | None = None,
+        drained: Callable[[], Awaitable[None]] | None = None,
     ) -> Conversation[S]:
         """A new conversation, without I/O; `run` holds the one with the server that started this program."""
         self._config.clear()
@@ -84,6 +85,7 @@ class Filter(Generic[S]):
             spawn=spawn,
             wake=wake,
             failed=failed,
+            drained=drained,
         )
 
     def run(self) -> NoReturn:
@@ -97,7 +99,8 @@ class Filter(Generic[S]):
     async def _run(self, stdio: Stdio) -> None:
         async with asyncio.TaskGroup() as group:
             pipes = Pipes(stdio.reading, stdio.writing)
-            with contextlib.closing(self.conversation(spawn=group.create_task, wake=pipes.wake)) as conversation:
+            made = self.conversation(spawn=group.create_task, wake=pipes.wake, drained=pipes.drained)
+            with contextlib.closing(made) as conversation:
                 if accepts := os.environ.get("PILLARBOX_ACCEPTS"):
                     self._config["accepts"] = accepts
                 await pipes.run(conversation)

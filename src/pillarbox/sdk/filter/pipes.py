@@ -15,6 +15,7 @@ from pillarbox.sdk.stdio import ServerGone, write_some
 
 _CHUNK = 1 << 18
 MAX_UNWRITTEN = 16 << 20  # bytes
+_MUCH = 1 << 20  # bytes unwritten at which who has more at hand waits
 LINGER = 60.0  # seconds after the end of input for what is under way
 
 
@@ -53,6 +54,7 @@ class Pipes:
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._buffer = memoryview(bytearray(_CHUNK))
         self._unwritten = bytearray()
+        self._room = asyncio.Event()  # is less than _MUCH unwritten?
         self._polled_in, self._polled_out = _can_be_polled(reading), _can_be_polled(writing)
         self._reading = self._ended = self._woken = False
         self._wanted = threading.Semaphore(0)
@@ -79,14 +81,23 @@ class Pipes:
             self._woken = True
             self._loop.call_soon(self._flush)
 
+    async def drained(self) -> None:
+        """Write, and wait until most of it is read; others are served meanwhile. At once when all is over."""
+        self._flush()
+        await asyncio.sleep(0)
+        if not self._over.done():
+            await self._room.wait()
+
     def fail(self, error: BaseException) -> None:
         """End with this error."""
         if not self._over.done():
             self._over.set_exception(error)
+            self._room.set()
 
     def _end(self) -> None:
         if not self._over.done():
             self._over.set_result(None)
+            self._room.set()
 
     # Reading
 
@@ -183,7 +194,11 @@ class Pipes:
         self._regulate()
 
     def _regulate(self) -> None:
-        """Read on, pause, or end."""
+        """Read on, pause, or end; let who has more to write go on, or wait."""
+        if len(self._unwritten) < _MUCH:
+            self._room.set()
+        else:
+            self._room.clear()
         if self._ended:
             self._stop_reading()
             if self._conversation.idle and not self._unwritten:

@@ -7,7 +7,7 @@ handler does. Of a stage whose handler failed, what it holds and all that comes 
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
 from types import CoroutineType
@@ -19,6 +19,7 @@ from pillarbox.sdk.filter.message import Headers, Message, split_text
 from pillarbox.sdk.filter.session import Session
 
 HEADERS_LIMIT = 1 << 20  # bytes of a header section; about a larger one is decided as if a handler had failed
+_PORTION = 1 << 16  # bytes, about, that are taken at a time of lines that a function makes as they are asked for
 _CANCELLED = "it was cancelled, and not by us"
 _NO_ROOM = "messages that are held take all the memory that they may"
 
@@ -75,8 +76,8 @@ class Stage(Protocol):
         """Some lines of the message, without dots and ends; what is ready of it."""
         ...
 
-    async def end(self) -> list[str]:
-        """No more will come."""
+    async def end(self) -> Iterable[list[str]]:
+        """No more will come; the rest, some lines at a time."""
         ...
 
     def close(self) -> None:
@@ -172,17 +173,26 @@ class LineStage:
             lines = made
         return lines
 
-    async def end(self) -> list[str]:
+    async def end(self) -> Iterable[list[str]]:
         """See Stage."""
-        lines: list[str] = []
+        results: list[Any] = []
         if self._broken:
-            return lines
+            return []
         try:
             for handler in self._ends:
-                lines += self._made(None, await call(handler, self._place.until(), self._place.session))
+                results.append(await call(handler, self._place.until(), self._place.session))
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
-        return lines
+        return self._rest(results)
+
+    def _rest(self, results: list[Any]) -> Iterator[list[str]]:
+        """What an iterator gives is not taken all at once: it may be a message that is nowhere in memory as a whole."""
+        try:
+            for result in results:
+                for portion in _portions(result) if isinstance(result, Iterator) else [result]:
+                    yield self._made(None, portion)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(error)
 
     def close(self) -> None:
         """See Stage."""
@@ -267,9 +277,9 @@ class HeaderStage:
             return [*self._held.let_go(), *lines[end:]]
         return [*await self._finish(), *lines[end:]] if end < len(lines) else []
 
-    async def end(self) -> list[str]:
+    async def end(self) -> Iterable[list[str]]:
         """See Stage."""
-        return [] if self._held.passing else await self._finish()
+        return [] if self._held.passing else [await self._finish()]
 
     def close(self) -> None:
         """See Stage."""
@@ -308,7 +318,7 @@ class MessageStage:
             return _decide(self._place, self._whole.above, held)
         return held
 
-    async def end(self) -> list[str]:
+    async def end(self) -> Iterable[list[str]]:
         """See Stage."""
         if self._held.passing:
             return []
@@ -326,11 +336,23 @@ class MessageStage:
         except Exception as error:  # noqa: BLE001 - the author's code: the message goes on, and is decided at commit
             self._place.failed(error)
         self._held.let_go()
-        return lines
+        return [lines]
 
     def close(self) -> None:
         """See Stage."""
         self._held.close()
+
+
+def _portions(lines: Iterator[str]) -> Iterator[list[str]]:
+    portion: list[str] = []
+    size = 0
+    for line in lines:
+        portion.append(line)
+        size += len(line) + 64
+        if size > _PORTION:
+            yield portion
+            portion, size = [], 0
+    yield portion
 
 
 def _decide(place: Place, decision: Any, lines: list[str]) -> list[str]:
