@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from pillarbox.errors import PillarboxError
-from pillarbox.eventlog.files import zstd_module
+from pillarbox.eventlog.files import NAME, zstd_module
 from pillarbox.eventlog.lines import CONFIG, NOTE, BadLine, parse_note, parse_report, printable
 from pillarbox.roles.filters import Report
 
@@ -301,7 +301,7 @@ class EventLog:
         if len(paths) < 2:
             return paths
         starts = {path: self._start(path) for path in paths if os.path.isfile(path)}
-        order = sorted(starts, key=lambda path: starts[path])
+        order = _in_order(starts)
         wanted = [path for path in order if starts[path] < self._until and _changed(path) >= self._since]
         return [*wanted, *(path for path in paths if path not in starts)]
 
@@ -314,6 +314,18 @@ class EventLog:
         with contextlib.closing(file):
             first = next(file.reports(), None)
         return first.time if first else float("-inf")
+
+
+def _in_order(starts: dict[str, float]) -> list[str]:
+    """Files by the times of their first events; what a recorder wrote, as it did, though the clock went back."""
+    order: dict[str, float] = {}
+    latest: dict[str, float] = {}  # of the files of a recorder so far, by folder
+    for path in sorted(starts):
+        folder, name = os.path.split(path)
+        order[path] = starts[path]
+        if NAME.fullmatch(name):
+            order[path] = latest[folder] = max(starts[path], latest.get(folder, float("-inf")))
+    return sorted(starts, key=lambda path: (order[path], path))
 
 
 def _changed(path: str) -> float:
