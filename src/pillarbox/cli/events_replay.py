@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pillarbox import places
-from pillarbox.cli.events import complain, event_log, show
+from pillarbox.cli.events import complain, event_log, show, show_raw
 from pillarbox.cli.events_show import json_line
 from pillarbox.errors import PillarboxError
 from pillarbox.eventlog.filterprocess import start_filter
@@ -69,7 +69,7 @@ async def _replay(options: argparse.Namespace, message: bytes | None) -> int:
     elif status:
         complain(f"the filter ended as its input did, but not well{_how(status)}")
     if options.json:
-        show([json_line({"summary": _totals_json(totals, status)})])
+        show_raw([json_line({"summary": _totals_json(totals, status)})])
     else:
         show([_totals_line(totals, time.monotonic() - began)])
     failed = totals.faults or totals.over or status is None or (options.same and totals.differences)
@@ -87,7 +87,7 @@ def _how(status: int | None) -> str:
 
 def _show_verdict(verdict: Verdict, options: argparse.Namespace) -> None:
     if options.json:
-        show([json_line(_verdict_json(verdict))])
+        show_raw([json_line(_verdict_json(verdict))])
     elif verdict.decided or verdict.messages or verdict.reports:
         show(_verdict_lines(verdict, verbose=options.verbose))
 
