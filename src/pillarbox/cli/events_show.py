@@ -62,11 +62,16 @@ def _clean(text: str) -> str:
 # -- session
 
 
+def session_id(text: str) -> str:
+    """The beginning of an id, or all of it, as ids are printed. Raises PillarboxError."""
+    if not re.fullmatch(r"[0-9a-fA-F]{1,16}", text):
+        raise PillarboxError(f"not the id of a session: {printable(text)} (1 to 16 hexadecimal digits)")
+    return text.lower()
+
+
 def show_session(options: argparse.Namespace) -> int:
     """A transcript; 1 where there is no such session, or more than one."""
-    prefix = options.id.lower()
-    if not re.fullmatch(r"[0-9a-f]{1,16}", prefix):
-        raise PillarboxError(f"not the id of a session: {printable(options.id)} (1 to 16 hexadecimal digits)")
+    prefix = session_id(options.id)
     if options.follow:
         return _follow(options, prefix)
     if options.all:
