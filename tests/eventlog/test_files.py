@@ -218,3 +218,15 @@ def test_what_does_not_fit_leaves_what_was_written_whole(tmp_path: Path) -> None
         (folder / names(folder)[0]).unlink()
         files.append(encoded(LINES[:3]))
         assert read(folder) == texts(LINES[:3])
+
+
+def test_nobody_else_may_read_what_people_wrote_to_whom(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        files = log_files(tmp_path / "log", Clock())
+        files.check()
+        files.append(encoded(LINES[:1]))
+    finally:
+        os.umask(before)
+    (name,) = names(tmp_path / "log")
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "log", tmp_path / "log" / name)] == [0o750, 0o640]

@@ -17,6 +17,7 @@ from pillarbox.eventlog.lines import render_note
 
 FLUSH = 1.0  # seconds that a line waits for others, at most
 _BATCH = 1 << 18  # bytes that are worth a write at once
+_MOST = 1 << 22  # bytes that are written and synced at once
 _CHUNK = 1 << 18
 _MAX_LINE = 1 << 20
 _MAX_HEAD = 1 << 16
@@ -90,7 +91,7 @@ class Backlog:
             if self._chunks:
                 self._changed.wait_for(lambda: self._size >= _BATCH or self.closed, FLUSH)
             batch: list[bytes] = []
-            while self._chunks and self._taken < _BATCH:
+            while self._chunks and self._taken < _MOST:
                 batch.append(self._chunks.popleft())
                 self._taken += len(batch[-1])
             self._size -= self._taken
