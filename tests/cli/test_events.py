@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -220,3 +221,85 @@ def test_a_recorder_is_a_link_between_a_server_and_the_other_commands(tmp_path: 
     assert (status, out, err) == (0, ["register|report|smtp-in|*", "register|ready"], [])
     assert len(os.listdir(tmp_path / "log")) == 1
     assert call("session", ID, tmp_path / "log")[0] == 0
+
+
+def test_all_sessions_are_printed_of_what_can_be_read_once(log: Path) -> None:
+    other = "".join(f"{line.replace(ID, '0000000000000003')}\n" for line in case_log(NAME))
+    status, out, err = call("session", "0000", "--all", "-", stdin=log.read_bytes() + other.encode())
+    assert (status, len(out), err) == (0, 2 * (len(case_log(NAME)) + 2), [])
+
+
+def test_all_and_follow_do_not_go_together(log: Path) -> None:
+    status, _, err = call("session", "0000", "--all", "--follow", log)
+    assert (status, err[-1]) == (
+        2,
+        "smtpd-events session: error: argument --follow: not allowed with argument --all",
+    )
+
+
+def test_a_session_whose_beginning_is_missing_is_said_to_be_one(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "events.log", case_log(NAME)[1:])
+    status, out, err = call("session", ID, log)
+    assert (status, len(out)) == (0, len(case_log(NAME)))
+    assert err == [f"smtpd-events: session {ID}: its beginning is not in what was read"]
+
+
+ODD = b"m\xfc\x1b[31m\xc2\x9b31m\xe2\x80\xae@x"
+ODD_LINE = b"report|0.7|1700000000.000000|smtp-in|tx-mail|00000000000000a1|11111111|ok|" + ODD + b"\n"
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C", "POSIX"])
+@pytest.mark.parametrize("encoding", ["", "latin-1", "ascii"])
+def test_lines_are_the_bytes_that_the_server_wrote(locale: str, encoding: str) -> None:
+    environment = {"LC_ALL": locale, "PYTHONIOENCODING": encoding}
+    done = run(["smtpd-events", "cat", "-"], stdin=ODD_LINE, environment=environment)
+    assert done.stdout.endswith(b"\n" + ODD_LINE)
+    done = run(
+        ["smtpd-events", "cat", "--json", "-"],
+        stdin=ODD_LINE.replace(b"@x", "@ä".encode()),
+        environment=environment,
+    )
+    text = done.stdout.decode()
+    assert text.removesuffix("\n").isprintable()
+    assert json.loads(text)["fields"]["address"] == "m\\xfc\x1b[31m\x9b31m\u202e@ä"
+
+
+def test_a_terminal_gets_no_bytes_of_a_client(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(ODD_LINE)
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "pillarbox.cli.events", "cat", str(tmp_path / "x")]
+    subprocess.run(words, stdout=theirs, timeout=30, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 10_000)
+    os.close(ours)
+    assert b"|ok|m\\xfc\\x1b[31m\\x9b31m\\u202e@x" in shown
+
+
+@pytest.mark.parametrize("command", ["cat", "stats", "session"])
+def test_a_full_disk_is_said(log: Path, command: str) -> None:
+    arguments = [ID] if command == "session" else []
+    with open("/dev/full", "wb") as full:
+        words = [sys.executable, "-m", "pillarbox.cli.events", command, *arguments, str(log)]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (2, b"smtpd-events: standard output: No space left on device\n")
+
+
+def test_a_closed_output_is_said(log: Path) -> None:
+    script = f"{sys.executable} -m pillarbox.cli.events cat {log} >&-"
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (2, b"smtpd-events: standard output: Bad file descriptor\n")
+
+
+def test_an_event_that_there_is_not_is_named(log: Path) -> None:
+    status, _, err = call("cat", "--event", "rcpt", log)
+    assert status == 2
+    assert "argument --event: no such event: rcpt (link-connect, " in err[-1]
+
+
+def test_logs_may_stand_behind_options(log: Path) -> None:
+    assert call("session", ID, "--json", log) == call("session", "--json", ID, log)
+    assert call("session", ID, log, "--json") == call("session", "--json", ID, log)
+    status, _, err = call("record", "--keep", 3, log)
+    assert (status, err[-1]) == (2, f"smtpd-events: error: unrecognized arguments: {log}")
+    status, _, err = call("session", ID, "--jsn", log)
+    assert (status, err[-1]) == (2, "smtpd-events: error: unrecognized arguments: --jsn")

@@ -147,3 +147,22 @@ def test_a_clock_that_went_back_gives_no_time() -> None:
 
 def test_nothing_adds_up_to_nothing() -> None:
     assert figures([]) == {"events": 0, "first": 0.0, "last": 0.0, "subsystems": {}}
+
+
+def test_logs_of_recorders_that_ran_side_by_side_begin_with_the_earlier() -> None:
+    told = figures([event("timeout", "", time) for time in (5.0, 7.0, 3.0, 6.0)])
+    assert (told["first"], told["last"]) == (3.0, 7.0)
+
+
+def test_memory_does_not_grow_with_a_log_whose_words_are_all_different() -> None:
+    lines = [event(f"event-{n}", "") for n in range(2000)]
+    lines += [event("tx-rcpt", f"0badcafe|user{n}@example.org|ok", session=n) for n in range(2000)]
+    lines += [event("filter-response", f"phase{n}|decision{n}", session=n) for n in range(2000)]
+    lines += [f"report|0.7|1.0|subsystem-{n}|timeout|0000000000000001" for n in range(2000)]
+    told = figures(lines)
+    part = told["subsystems"]["smtp-in"]
+    assert len(told["subsystems"]) <= 101
+    assert part["results"] == {"tx-rcpt other": 2000}
+    assert len(part["events"]) <= 101
+    assert len(part["filter_answers"]) <= 101
+    assert part["events"]["other"] + sum(n for name, n in part["events"].items() if name != "other") == 6000

@@ -125,6 +125,37 @@ def test_a_clock_that_goes_back_does_not_change_the_order(tmp_path: Path) -> Non
     assert [name[7:29] for name in names(tmp_path)] == [f"20231114T221320.{n:06}" for n in range(3)]
 
 
+def test_events_of_a_clock_that_went_back_are_read_in_the_order_that_they_were_written_in(tmp_path: Path) -> None:
+    lines = [f"report|0.7|{time}.000000|smtp-in|protocol-client|{time:016x}|NOOP {time}" for time in (5000, 1000, 6000)]
+    for line in lines:
+        files = log_files(tmp_path, Clock(1_700_000_000.0))
+        files.append(encoded([line]))
+        files.rotate()
+    assert read(tmp_path) == texts(lines)
+    since = EventLog([str(tmp_path)], warn=pytest.fail, until=2000.0).reports()
+    assert [report.time for report in since] == [1000.0]
+
+
+def test_a_clock_that_was_years_ahead_does_not_keep_files_from_ending(tmp_path: Path) -> None:
+    clock = Clock(1_900_000_000.0)
+    files = log_files(tmp_path, clock, period=PERIODS["day"])
+    files.append(encoded(LINES[:1]))
+    clock.time = 1_700_000_000.0
+    files.append(encoded(LINES[1:2]))
+    assert len(names(tmp_path)) == 2
+    clock.time += PERIODS["day"]
+    files.append(encoded(LINES[2:3]))
+    assert len(names(tmp_path)) == 3
+    assert read(tmp_path) == texts(LINES[:3])
+
+
+def test_a_name_behind_which_there_is_none_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "events-99991231T235959.999999Z.log").write_text("")
+    files = log_files(tmp_path, Clock())
+    files.append(encoded(LINES[:2]))
+    assert read(tmp_path) == texts(LINES[:2])
+
+
 def test_two_recorders_share_a_folder(tmp_path: Path) -> None:
     clock = Clock()
     one, other = log_files(tmp_path, clock), log_files(tmp_path, clock)
@@ -187,3 +218,15 @@ def test_what_does_not_fit_leaves_what_was_written_whole(tmp_path: Path) -> None
         (folder / names(folder)[0]).unlink()
         files.append(encoded(LINES[:3]))
         assert read(folder) == texts(LINES[:3])
+
+
+def test_nobody_else_may_read_what_people_wrote_to_whom(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        files = log_files(tmp_path / "log", Clock())
+        files.check()
+        files.append(encoded(LINES[:1]))
+    finally:
+        os.umask(before)
+    (name,) = names(tmp_path / "log")
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "log", tmp_path / "log" / name)] == [0o750, 0o640]

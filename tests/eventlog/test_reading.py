@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tracemalloc
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,9 +131,56 @@ def test_lines_that_are_none_are_named_once(tmp_path: Path) -> None:
     assert read([path]) == (LINES[:2], [f"{path}:6: not an event: 'what \\x1b is this' (and 1 more lines)"])
 
 
+def test_lines_that_are_none_are_counted_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(gzip.compress(b"x\n" * 3_000_000))
+    tracemalloc.start()
+    try:
+        assert read([path]) == ([], [f"{path}:1: not an event: 'x' (and 2999999 more lines)"])
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_recorder_s_notes_are_passed_on(tmp_path: Path) -> None:
     path = write_log(tmp_path / "x", [LINES[0], "note|1|1700000000.5|dropped|12|No space left on device", LINES[1]])
     assert read([path]) == (LINES[:2], [f"{path}:2: 12 events are missing: No space left on device"])
+
+
+def test_a_line_of_megabytes_in_a_log_hides_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(f"{LINES[0]}\n{'x' * (5 << 20)}\n{LINES[1]}\n".encode())
+    assert read([path]) == (LINES[:2], [f"{path}:2: a line of more than 2097152 bytes"])
+
+
+def test_a_piece_of_a_line_that_a_recorder_could_not_finish_is_no_event(tmp_path: Path) -> None:
+    torn = "\n".join(
+        [*HANDSHAKE, LINES[0], "report|0.7|1700000000.5|smtp-in|tx-mail|0000000000000001|0badcafe|ok|user@exam"]
+    )
+    (tmp_path / "x").write_text(torn)
+    found, said = read([tmp_path / "x"])
+    assert (found, said) == (LINES[:1], [f"{tmp_path}/x: ends in the middle of a line; 78 bytes are left out"])
+
+
+def test_pipes_are_read_once(tmp_path: Path) -> None:
+    """As `smtpd-events stats <(zcat a) <(zcat b)` has them."""
+    (one, feed_one), (other, feed_other) = os.pipe(), os.pipe()
+    for feed, lines in ((feed_one, LINES[:5]), (feed_other, LINES[5:10])):
+        os.write(feed, "".join(f"{line}\n" for line in lines).encode())
+        os.close(feed)
+    assert read([f"/dev/fd/{one}", f"/dev/fd/{other}"]) == (LINES[:10], [])
+    os.close(one)
+    os.close(other)
+
+
+def test_a_file_of_a_folder_that_is_deleted_meanwhile_is_left_out(tmp_path: Path) -> None:
+    lines = [f"report|0.7|{BEGIN + n:.6f}|smtp-in|protocol-client|{n:016x}|NOOP" for n in range(3)]
+    for n in range(3):
+        write_log(tmp_path / f"{n}", lines[n : n + 1])
+    found = EventLog([str(tmp_path)], warn=pytest.fail).reports()
+    assert render_report(next(found)) == lines[0]
+    (tmp_path / "1").unlink()  # as the recorder does
+    assert [render_report(report) for report in found] == [lines[2]]
 
 
 def test_a_line_of_megabytes_is_refused(tmp_path: Path) -> None:
@@ -160,3 +208,22 @@ def test_following_goes_on_with_what_is_written_and_with_new_files(tmp_path: Pat
         ]
         followed = EventLog([str(tmp_path)], warn=pytest.fail, sleep=lambda _: todo.pop(0)() and None).follow()
         assert [render_report(next(followed)) for _ in range(5)] == LINES[:5]
+
+
+def test_following_reads_old_files_only_where_they_grow(tmp_path: Path) -> None:
+    lines = [f"report|0.7|{BEGIN + n:.6f}|smtp-in|protocol-client|{n:016x}|NOOP" for n in range(30)]
+    old, now = write_log(tmp_path / "0", ["this would be named"]), write_log(tmp_path / "1", lines[:10])
+    os.utime(old, (BEGIN - 99, BEGIN - 99))
+    idle = write_log(tmp_path / "2", lines[10:11])
+    os.utime(idle, (BEGIN - 99, BEGIN - 99))
+    opened: list[str] = []
+
+    def add() -> None:
+        opened.extend(os.readlink(link.path) for link in os.scandir("/proc/self/fd") if os.path.exists(link.path))
+        write_log(idle, lines[10:12])
+
+    todo = [lambda: None, add]
+    followed = EventLog([str(tmp_path)], warn=pytest.fail, since=BEGIN, sleep=lambda _: todo.pop(0)()).follow()
+    assert [render_report(next(followed)) for _ in range(12)] == [*lines[:10], *lines[10:12]]
+    assert str(now) in opened
+    assert str(old) not in opened

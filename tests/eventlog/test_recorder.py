@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import select
 import signal
@@ -215,6 +216,45 @@ def test_a_line_without_an_end_is_not_kept(tmp_path: Path) -> None:
     assert said == "1 events were dropped: more came than could be written\n"
 
 
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [
+        ("AUTH PLAIN AGEAc2VjcmV0", "AUTH PLAIN ********"),
+        ("auth\tlogin  dXNlcg== more", "auth\tlogin  ********"),
+        ("AUTH PLAIN ********", "AUTH PLAIN ********"),
+        ("AUTH PLAIN", "AUTH PLAIN"),
+        ("MAIL FROM:<AUTH@b> AUTH=<> x", "MAIL FROM:<AUTH@b> AUTH=<> x"),
+    ],
+)
+def test_a_password_that_the_server_did_not_hide_is_not_written(tmp_path: Path, said: str, recorded: str) -> None:
+    """OpenSMTPD 7.8 hides AUTH PLAIN where it may stand, and reports what it refuses elsewhere as it came."""
+    event = "report|0.7|1700000000.500000|smtp-in|protocol-client|0000000000000001|"
+    with recorder(tmp_path) as server:
+        server.start()
+        server.tell([LINES[0], event + said, LINES[1]])
+        assert server.stop() == (0, "")
+    assert read(tmp_path) == [LINES[0], event + recorded, LINES[1]]
+
+
+@pytest.mark.parametrize("data", [b"hello\n", b"\0" * 100_000])
+def test_what_is_no_server_is_said(tmp_path: Path, data: bytes) -> None:
+    with recorder(tmp_path / "x") as server:
+        server.socket.sendall(data)
+        status, said = server.stop()
+    assert (status, said) == (1, "this is no mail server: config|ready did not come\n")
+
+
+def test_a_person_who_starts_it_is_told_who_does(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "pillarbox.cli.events", "record", "--dir", str(tmp_path / "x")]
+    done = subprocess.run(words, stdin=theirs, capture_output=True, timeout=30, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2
+    assert b"a mail server starts the recorder" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_said_before_it_registers(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with recorder(tmp_path / "file" / "x") as server:
@@ -257,9 +297,10 @@ def _missing(folder: Path) -> int:
 
 
 @needs_root
-def test_what_the_disk_never_takes_is_counted_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffer", ["32", "0.2"])
+def test_what_the_disk_never_takes_is_counted_at_the_end(tmp_path: Path, buffer: str) -> None:
     folder = tmp_path / "small"
-    with full_disk(folder, 64 << 10), recorder(folder, "--compress", "none") as server:
+    with full_disk(folder, 64 << 10), recorder(folder, "--compress", "none", "--buffer", buffer) as server:
         server.start()
         server.tell(LINES * 10)
         status, said = server.stop()
@@ -277,3 +318,61 @@ def test_a_backlog_keeps_what_fits_and_counts_the_rest() -> None:
     backlog.give_back(b"one\n")
     backlog.add(b"five\n")
     assert backlog.take() == b"one\nfive\n"
+
+
+def test_what_is_being_written_counts_as_kept_and_is_a_batch_not_all() -> None:
+    backlog, chunk = Backlog(16 << 20), b"x" * 65535 + b"\n"
+    while backlog.add(chunk):
+        pass
+    batch = backlog.take()
+    assert len(batch) == 4 << 20
+    assert not backlog.add(chunk)
+    backlog.give_back(batch)
+    assert not backlog.add(chunk)
+    assert backlog.take() == batch
+    backlog.take()  # the one before is written
+    assert backlog.add(chunk)
+
+
+def test_what_is_missing_is_noted_where_it_is_missing() -> None:
+    backlog, chunk = Backlog(16 << 20), b"x" * 65535 + b"\n"
+    while backlog.add(chunk):
+        pass
+    missing = []
+    for _ in range(4):
+        backlog.take()
+        missing.append(backlog.missing())
+    assert missing == [0, 0, 0, 1]
+    backlog.noted(1)
+    assert (backlog.missing(), backlog.dropped) == (0, 0)
+
+
+def test_a_chunk_larger_than_the_backlog_is_kept_where_nothing_else_is() -> None:
+    backlog = Backlog(10)
+    assert backlog.add(b"a long line, or many\n")
+    assert not backlog.add(b"x\n")
+
+
+class Broken:
+    """A compression that fails as no compression should."""
+
+    def append(self, data: bytes) -> bytes:
+        raise MemoryError
+
+    finish = append
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_writer_that_fails_for_whatever_reason_is_no_success(tmp_path: Path) -> None:
+    files = LogFiles(str(tmp_path), size=1 << 30, period=0, keep=9, suffix=".log", stream=Broken, now=time.time)
+    said: list[str] = []
+    made = Recorder(
+        files=files, subsystems=("smtp-in",), limit=100_000, now=time.time, monotonic=lambda: 0.0, complain=said.append
+    )
+    (source, feed), (answers, target) = os.pipe(), os.pipe()
+    os.write(feed, "".join(f"{line}\n" for line in [*HANDSHAKE, *LINES]).encode())
+    os.close(feed)
+    assert made.run(source, target) == 1
+    assert said == ["the writer failed: events were lost"]
+    for fd in (source, target, answers):
+        os.close(fd)

@@ -1,6 +1,8 @@
 """Filters of all manners, driven from logs with no server: what they were told, and what is said of them."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -197,7 +199,7 @@ def test_answers_that_are_not_well_formed_are_named(log: Path, answer: str, said
 
 
 def test_after_twenty_faults_it_is_given_up(tmp_path: Path) -> None:
-    log = write_log(tmp_path / "events.log", whole_log() * 2)
+    log = write_log(tmp_path / "events.log", whole_log() * 20)
     played = Played(log, bad('say(f"filter-result|{session}|{token}|maybe")'), "--fast", "--timeout", "2")
     assert (played.status, played.summary["over"]) == (1, "20 faults are enough")
 
@@ -297,9 +299,109 @@ def test_a_session_of_a_log_can_be_played_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["filter-hide-client", "filter-no-programs"])
 def test_filters_on_the_sdk_do_well(tmp_path: Path, name: str) -> None:
-    log = write_log(tmp_path / "events.log", whole_log())
+    lines = [line for line in whole_log() if "|link-connect|" not in line]  # most cases recorded none
+    log = write_log(tmp_path / "events.log", lines)
     played = Played(log, [sys.executable, str(EXAMPLES / name)], "--fast")
     assert (played.status, played.said, played.summary["faults"]) == (0, "", 0)
     messages = [message for session in played.sessions for message in session["messages"]]
     assert len(messages) > 10
     assert all(message["complete"] for message in messages)
+
+
+def test_a_session_without_its_beginning_is_left_out(tmp_path: Path) -> None:
+    """As the first of a log whose older files were deleted: no server says anything of a session before it begins."""
+    whole = [line.replace("0000000000000002", "00000000000000a1") for line in case_log("report-tls-and-auth")]
+    log = write_log(tmp_path / "events.log", [*case_log("report-tls-and-auth")[1:], *whole])
+    filter_ = Filter(tmp_path, ["report|smtp-in|*", "filter|smtp-in|rcpt-to"])
+    played = Played(log, filter_.command, "--fast")
+    assert (played.status, played.summary["sessions"], played.summary["left_out"]) == (0, 1, 1)
+    assert {line.split("|")[5] for line in filter_.heard} == {"00000000000000a1"}
+
+
+@pytest.mark.parametrize(
+    ("session", "status", "said"),
+    [
+        ("beef", 1, "no session beef in this log"),
+        ("xyz", 2, "not the id of a session: xyz (1 to 16 hexadecimal digits)"),
+    ],
+)
+def test_a_session_that_is_not_there_is_no_success(log: Path, session: str, status: int, said: str) -> None:
+    played = Played(log, bad(), "--fast", "--session", session)
+    assert (played.status, played.said) == (status, f"smtpd-events: {said}\n")
+
+
+def test_one_that_says_something_before_it_registers_is_not_waited_for(log: Path) -> None:
+    played = Played(log, ["sh", "-c", "echo starting; exec sleep 1000"], "--fast")
+    assert (played.status, played.summary["over"]) == (1, "the filter did not register as it should")
+    assert "line 1 of the filter: said something before register|ready" in played.said
+
+
+def test_it_is_started_as_the_server_starts_one(tmp_path: Path, log: Path) -> None:
+    """With the subsystems that a log may have, and told that it may report."""
+    look = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('PILLARBOX_ACCEPTS', '') + sys.stdin.read())"
+    Played(log, [sys.executable, "-c", look, str(tmp_path / "seen")], "--fast", "--timeout", "1")
+    seen = (tmp_path / "seen").read_text()
+    assert seen.startswith("report")
+    assert [line for line in seen.split("\n") if "|subsystem|" in line] == [
+        f"config|subsystem|{name}" for name in ("smtp-in", "smtp-out", "mda")
+    ]
+
+
+def test_many_reports_are_counted_not_kept(log: Path) -> None:
+    report = 'say("\\n".join(f"report|{time}|smtp-in|{session}|hello" for _ in range(5000)))'
+    played = Played(log, bad(f"{report}; {ANSWER}"), "--fast")
+    assert (played.status, len(played.sessions[0]["reports"])) == (0, 1000)
+    assert played.sessions[0]["more_reports"] == 5000 * len(played.decisions) - 1000
+
+
+def test_one_that_reports_for_ever_and_does_not_read_that_is_stopped(log: Path) -> None:
+    register = f'say("register|report|smtp-in|*"); {REGISTER}'
+    flood = 'block = f"report|{time}|smtp-in|{session}|hello\\n" * 10000\n        while True: sys.stdout.write(block)'
+    played = Played(log, bad(flood, register), "--fast", "--timeout", "30")
+    assert (played.status, played.summary["over"]) == (1, "the filter reports more than it reads")
+
+
+def test_nobody_who_reads_what_is_wrong_is_no_reason_to_hang(log: Path) -> None:
+    words = [sys.executable, "-m", "pillarbox.cli.events", "replay", "--fast", str(log), "--", *bad('say("what?")')]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as replaying:
+        assert replaying.stderr is not None
+        replaying.stderr.close()
+        assert replaying.wait(8) == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_filter_too(tmp_path: Path, number: signal.Signals) -> None:
+    deaf = 'open(sys.argv[1], "w").write("asked"); import time; time.sleep(1000)'
+    words = [sys.executable, "-m", "pillarbox.cli.events", "replay", "--fast", "-", "--", *bad(deaf)]
+    lock = tmp_path / "lock"
+    os.mkfifo(lock)
+    with subprocess.Popen([*words, str(lock)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as replaying:
+        assert replaying.stdin is not None
+        replaying.stdin.write("".join(f"{line}\n" for line in case_log("report-tls-and-auth")).encode())
+        replaying.stdin.flush()
+        assert lock.read_text() == "asked"  # and the log has not ended
+        replaying.send_signal(number)
+        assert replaying.wait(20) == 128 + number
+        assert replaying.stderr is not None
+        assert replaying.stderr.read() == b""  # which the filter would hold open
+
+
+def test_a_log_that_comes_slowly_holds_up_neither_questions_nor_answers(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    os.mkfifo(heard)
+    tell = f'open(sys.argv[1], "w").write(phase); {ANSWER}'
+    words = [sys.executable, "-m", "pillarbox.cli.events", "replay", "--fast", "--json", "-", "--"]
+    with subprocess.Popen([*words, *bad(tell), str(heard)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as replaying:
+        assert replaying.stdin is not None
+        assert replaying.stdout is not None
+        asked = 0
+        for line in case_log("report-tls-and-auth"):
+            replaying.stdin.write(f"{line}\n".encode())
+            replaying.stdin.flush()
+            if "|filter-response|" in line and line.split("|")[6] in ("mail-from", "rcpt-to"):
+                assert heard.read_text() == line.split("|")[6]
+                asked += 1
+        replaying.stdin.close()
+        *_, last = replaying.stdout.read().splitlines()
+        assert (replaying.wait(20), asked) == (0, 2)
+        assert json.loads(last)["summary"]["faults"] == 0

@@ -1,9 +1,11 @@
 """A session as people read it, and how it is found."""
 
+from itertools import chain, cycle
+
 import pytest
 
-from pillarbox.eventlog.lines import parse_report
-from pillarbox.eventlog.transcript import LISTED, candidates, find_session, line_of, title
+from pillarbox.eventlog.lines import parse_report, printable
+from pillarbox.eventlog.transcript import LISTED, all_sessions, candidates, find_session, follow_session, line_of, title
 from pillarbox.roles.filters import Report
 from tests.eventlog.recorded import case_log
 
@@ -97,3 +99,30 @@ def test_a_list_of_sessions_has_an_end() -> None:
 def test_a_session_that_begins_before_the_log_does_is_found_where_it_ends() -> None:
     found = find_session([one(A, 1, "link-disconnect", "")], "abcd")
     assert len(found.events) == 1
+
+
+def test_all_sessions_come_one_after_the_other_in_the_order_of_their_beginning() -> None:
+    done = [[report.time for report in events] for events in all_sessions(LOG, "ab")]
+    assert done == [[1, 3, 5, 7], [2, 4, 6]]
+    assert [events[0].session for events in all_sessions(LOG, "0badf00d")] == [B]
+
+
+def test_all_sessions_are_more_than_a_list_holds_and_what_ended_is_not_kept() -> None:
+    pairs = ([one(n, n), one(n, n, "link-disconnect", "")] for n in range(1, 101))
+    log = iter([report for pair in pairs for report in pair])
+    found = all_sessions(log, "0")
+    assert len(next(found)) == 2
+    assert len(list(log)) == 198
+    deliveries = [Report("mda", "delivery", n, n, f"0badcafe|0badcafe{n:08x}|ok|maildir|u|1|") for n in range(30)]
+    assert len(list(all_sessions(deliveries, "0badcafe"))) == 30
+
+
+def test_a_message_s_session_is_followed_from_its_beginning_to_its_end() -> None:
+    assert [report.time for report in follow_session(chain(LOG, cycle(LOG[1:2])), "0badcafe")] == [1, 3, 5, 7]
+    assert [report.time for report in follow_session(chain(LOG, cycle(LOG[1:2])), "abce")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("text", ["\u202etxt.exe", "a\u2028b", "zero\u200bwidth", "\x9b31m", "\U000e0041"])
+def test_what_is_not_seen_is_escaped(text: str) -> None:
+    assert printable(f"ä {text} 字").isprintable()
+    assert printable("ä 字") == "ä 字"

@@ -76,3 +76,12 @@ def test_only_the_beginning_of_a_message_is_kept() -> None:
     for _ in range(3):
         message.add(b"x" * SHOWN)
     assert (len(message.output), message.size) == (SHOWN, 3 * SHOWN)
+
+
+def test_what_a_message_was_is_not_kept_once_it_is_compared() -> None:
+    one, other = Filtered(b"one\r\n" * 1000), Filtered(b"one\r\n")
+    one.add(b"one\r\n" * 1000)
+    other.add(b"two\r\n")
+    for message, changed in ((one, False), (other, True)):
+        message.finish()
+        assert (message.told, message.complete, message.changed) == (b"", True, changed)

@@ -5,17 +5,19 @@ Exit status: 0 done, 1 it did not go well (no such session, a filter that misbeh
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from pillarbox.errors import PillarboxError
-from pillarbox.eventlog.reading import EventLog
+from pillarbox.eventlog.lines import FIELDS, printable
+from pillarbox.eventlog.reading import STDIN, EventLog
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SYSTEM_FOLDER = "/var/log/smtpd-events"
@@ -26,21 +28,37 @@ or how long ago: 90s, 15m, 2h, 3d, 1w."""
 
 def main() -> int:
     """The console entry; returns the exit status."""
+    if sys.stdout is None:
+        complain(f"standard output: {os.strerror(errno.EBADF)}")
+        return 2
     arguments, command = _split(sys.argv[1:])
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     options.filter = command
     try:
         status = int(options.command(options))
-        sys.stdout.flush()
+        with standard_output():
+            sys.stdout.flush()
         return status
     except PillarboxError as error:
         complain(str(error))
         return 2
     except BrokenPipeError:  # `smtpd-events cat | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _write_no_more()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _options(words: list[str]) -> argparse.Namespace:
+    """The command line. Logs may stand behind options too: `session ID --json LOG`, for which argparse has no rule."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    strange = [word for word in rest if word.startswith("-") and word != STDIN]
+    if rest and (strange or "logs" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        options.logs += rest
+    return options
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -52,18 +70,52 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def complain(text: str) -> None:
-    """A line on stderr, whatever bytes it holds."""
-    sys.stdout.flush()
-    sys.stderr.buffer.write(f"smtpd-events: {text}\n".encode("utf-8", "backslashreplace"))
-    sys.stderr.buffer.flush()
+    """A line on stderr, whatever bytes it holds; behind what is on stdout so far."""
+    if sys.stdout is not None:
+        with standard_output():
+            sys.stdout.flush()
+    if sys.stderr is not None:
+        sys.stderr.buffer.write(f"smtpd-events: {text}\n".encode("utf-8", "backslashreplace"))
+        sys.stderr.buffer.flush()
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """Standard output, to be written to. Raises PillarboxError where it takes nothing, as a full disk."""
+    try:
+        yield sys.stdout.buffer
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _write_no_more()
+        raise PillarboxError(f"standard output: {error.strerror}") from None
+
+
+def _write_no_more() -> None:
+    """What was not written is not tried again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def show(lines: Iterable[str]) -> None:
-    """Lines on stdout, at once: what this terminal's encoding lacks is shown escaped."""
+    """Lines for people on stdout, at once: what this terminal's encoding lacks is shown escaped."""
     encoding = sys.stdout.encoding or "utf-8"
+    _write(f"{line}\n".encode(encoding, "backslashreplace") for line in lines)
+
+
+def show_raw(lines: Iterable[str]) -> None:
+    """Lines for programs on stdout, at once: UTF-8 and what bytes there were besides. A terminal gets them escaped."""
+    if sys.stdout.isatty():
+        show(map(printable, lines))
+    else:
+        _write(f"{line}\n".encode("utf-8", "surrogateescape") for line in lines)
+
+
+def _write(lines: Iterable[bytes]) -> None:
     for line in lines:
-        sys.stdout.buffer.write(f"{line}\n".encode(encoding, "backslashreplace"))
-    sys.stdout.buffer.flush()
+        with standard_output() as output:
+            output.write(line)
+    with standard_output() as output:
+        output.flush()
 
 
 def default_folder() -> str:
@@ -91,6 +143,12 @@ def _time(text: str) -> float:
         return parse_time(text, time.time())
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"not a time: {text} (as 2026-11-26T07:00, or 2h for two hours ago)") from None
+
+
+def _event(text: str) -> str:
+    if text not in FIELDS:
+        raise argparse.ArgumentTypeError(f"no such event: {text} ({', '.join(FIELDS)})")
+    return text
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -201,8 +259,9 @@ def _add_session(commands: _Commands) -> None:
     )
     parser.add_argument("id", metavar="ID", help="0123456789abcdef, or its beginning")
     _add_reading(parser)
-    parser.add_argument("--follow", action="store_true", help="go on until the session ends")
-    parser.add_argument("--all", action="store_true", help="where there are several such sessions: all, one by one")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--follow", action="store_true", help="go on until the session ends")
+    which.add_argument("--all", action="store_true", help="where there are several such sessions: all, one by one")
     parser.set_defaults(command=_session)
 
 
@@ -222,7 +281,9 @@ def _add_cat(commands: _Commands) -> None:
     )
     _add_reading(parser)
     parser.add_argument("--follow", action="store_true", help="go on with what is written from now on")
-    parser.add_argument("--event", action="append", metavar="NAME", help="only this event; may be given again")
+    parser.add_argument(
+        "--event", action="append", type=_event, metavar="NAME", help="only this event; may be given again"
+    )
     parser.set_defaults(command=_cat)
 
 

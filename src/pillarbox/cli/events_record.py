@@ -15,6 +15,11 @@ _ALL = ("smtp-in", "smtp-out", "mda")
 
 def record(options: argparse.Namespace, folder: str) -> int:
     """Record what comes on standard input until it ends. Raises PillarboxError where it cannot begin."""
+    if os.isatty(0):
+        raise PillarboxError(
+            "a mail server starts the recorder, and talks to it on its standard input, where you are;"
+            ' as in smtpd.conf: proc recorder "smtpd-events record" (docs/events.md)'
+        )
     files = LogFiles(
         folder,
         size=int(options.size * 1e6),

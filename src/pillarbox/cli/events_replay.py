@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from pillarbox import places
-from pillarbox.cli.events import complain, event_log, show
-from pillarbox.cli.events_show import json_line
+from pillarbox.cli.events import complain, event_log, show, show_raw
+from pillarbox.cli.events_show import json_line, session_id
 from pillarbox.errors import PillarboxError
 from pillarbox.eventlog.filterprocess import start_filter
 from pillarbox.eventlog.lines import printable
@@ -19,6 +20,7 @@ from pillarbox.eventlog.transcript import moment
 from pillarbox.eventlog.verdict import Decided, Filtered, Verdict
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import FilterProtocol
+from pillarbox.roles.filters import MDA, SMTP_IN, SMTP_OUT
 
 _GRACE = 5.0  # seconds for a filter to end once its input has
 _MAX_GROWTH = 64 << 20  # bytes
@@ -28,8 +30,29 @@ def replay(options: argparse.Namespace) -> int:
     """Play; 1 where the filter misbehaved, or, with --same, decided otherwise."""
     if not options.filter:
         raise PillarboxError("which filter? smtpd-events replay LOG… -- COMMAND ARGUMENTS…")
+    if options.session is not None:
+        options.session = session_id(options.session)
     message = None if options.message is None else wire(_read(options.message))
-    return asyncio.run(_replay(options, message))
+    return asyncio.run(_until_told_to_end(_replay(options, message)))
+
+
+async def _until_told_to_end(playing: Coroutine[Any, Any, int]) -> int:
+    """The filter is a session of its own, so it would outlive us: signals end it first."""
+    task = asyncio.ensure_future(playing)
+    told: list[int] = []
+
+    def end(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            return 128 + told[0]
+        raise
 
 
 def _read(path: str) -> bytes:
@@ -43,11 +66,11 @@ def _read(path: str) -> bytes:
 async def _replay(options: argparse.Namespace, message: bytes | None) -> int:
     reports = event_log(options).reports()
     if options.session:
-        reports = (report for report in reports if f"{report.session:016x}".startswith(options.session.lower()))
+        reports = (report for report in reports if f"{report.session:016x}".startswith(options.session))
     process = await start_filter(options.filter)
     playing = Replay(
         process=process,
-        protocol=FilterProtocol(subsystems=("smtp-in",), admd=places.host_name(), version=options.protocol),
+        protocol=FilterProtocol(subsystems=(SMTP_IN, SMTP_OUT, MDA), admd=places.host_name(), version=options.protocol),
         asked=Asked(max_growth=_MAX_GROWTH),
         message=message,
         hostname=places.host_name(),
@@ -62,17 +85,20 @@ async def _replay(options: argparse.Namespace, message: bytes | None) -> int:
         totals = await playing.run(reports)
     finally:
         status = await process.end(_GRACE)
-    if totals.over:
+    missing = bool(options.session) and not (totals.sessions or totals.over)
+    if missing:
+        complain(f"no session {options.session} in this log")
+    elif totals.over:
         complain(f"{totals.over}{_how(status)}")
     elif status is None:
         complain(f"the filter did not end within {_GRACE:g} s after its input had; it was killed")
     elif status:
         complain(f"the filter ended as its input did, but not well{_how(status)}")
     if options.json:
-        show([json_line({"summary": _totals_json(totals, status)})])
+        show_raw([json_line({"summary": _totals_json(totals, status)})])
     else:
         show([_totals_line(totals, time.monotonic() - began)])
-    failed = totals.faults or totals.over or status is None or (options.same and totals.differences)
+    failed = missing or totals.faults or totals.over or status is None or (options.same and totals.differences)
     return 1 if failed else 0
 
 
@@ -87,7 +113,7 @@ def _how(status: int | None) -> str:
 
 def _show_verdict(verdict: Verdict, options: argparse.Namespace) -> None:
     if options.json:
-        show([json_line(_verdict_json(verdict))])
+        show_raw([json_line(_verdict_json(verdict))])
     elif verdict.decided or verdict.messages or verdict.reports:
         show(_verdict_lines(verdict, verbose=options.verbose))
 
@@ -102,6 +128,8 @@ def _verdict_lines(verdict: Verdict, *, verbose: bool) -> Iterator[str]:
             quiet += 1
     for text in verdict.reports:
         yield f"    reports {printable(text)}"
+    if verdict.more_reports:
+        yield f"    reports {verdict.more_reports} times more"
     for message in verdict.messages:
         yield f"    message: {_message(message)}"
         if verbose and message.changed:
@@ -121,9 +149,9 @@ def _decision(one: Decided) -> str:
 
 def _message(message: Filtered) -> str:
     if not message.complete:
-        return f"not finished, {message.size} of {len(message.told)} bytes came back"
+        return f"not finished, {message.size} of {message.expected} bytes came back"
     return (
-        f"changed, {len(message.told)} bytes to {message.size}"
+        f"changed, {message.expected} bytes to {message.size}"
         if message.changed
         else f"unchanged, {message.size} bytes"
     )
@@ -140,6 +168,8 @@ def _totals_line(totals: Totals, seconds: float) -> str:
         f"{totals.differences} decided otherwise than then",
         f"{totals.faults} faults",
     ]
+    if totals.left_out:
+        parts.append(f"{totals.left_out} sessions left out, whose beginning is not in the log")
     if totals.ignored:
         parts.append(f"{totals.ignored} answers that nobody waited for")
     return "; ".join(parts)
@@ -156,6 +186,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "decisions": [_decision_json(one) for one in verdict.decided],
         "messages": [_message_json(one) for one in verdict.messages],
         "reports": [_utf8(text) for text in verdict.reports],
+        "more_reports": verdict.more_reports,
         "sent_away": verdict.ended,
     }
 
@@ -175,7 +206,7 @@ def _message_json(one: Filtered) -> dict[str, Any]:
     return {
         "complete": one.complete,
         "changed": one.changed,
-        "bytes_told": len(one.told),
+        "bytes_told": one.expected,
         "bytes": one.size,
         "output": _utf8(_text(one)),
     }
@@ -184,6 +215,7 @@ def _message_json(one: Filtered) -> dict[str, Any]:
 def _totals_json(totals: Totals, status: int | None) -> dict[str, Any]:
     return {
         "sessions": totals.sessions,
+        "left_out": totals.left_out,
         "events": totals.events,
         "questions": totals.questions,
         "longest_answer": totals.longest,

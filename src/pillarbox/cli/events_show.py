@@ -8,11 +8,20 @@ from typing import Any
 import msgspec
 
 from pillarbox import REFERENCE_VERSION
-from pillarbox.cli.events import complain, event_log, show
+from pillarbox.cli.events import complain, event_log, show, show_raw
 from pillarbox.errors import PillarboxError
 from pillarbox.eventlog.figures import Figures, Subsystem, Times, Top, figures_json
 from pillarbox.eventlog.lines import fields, printable, render_report
-from pillarbox.eventlog.transcript import Found, candidates, find_session, line_of, moment, title
+from pillarbox.eventlog.transcript import (
+    all_sessions,
+    begins,
+    candidates,
+    find_session,
+    follow_session,
+    line_of,
+    moment,
+    title,
+)
 from pillarbox.roles.filters import Report
 
 _HANDSHAKE = (
@@ -24,8 +33,15 @@ _HANDSHAKE = (
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON; bytes that are no UTF-8 are escaped in it as `printable` does."""
-    return msgspec.json.encode(value).decode()
+    """One line of JSON, in which a terminal finds nothing to obey."""
+    text = msgspec.json.encode(value).decode()
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    """As JSON has it: of what lies beyond U+FFFF the two halves."""
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _event_json(report: Report) -> str:
@@ -46,34 +62,46 @@ def _clean(text: str) -> str:
 # -- session
 
 
+def session_id(text: str) -> str:
+    """The beginning of an id, or all of it, as ids are printed. Raises PillarboxError."""
+    if not re.fullmatch(r"[0-9a-fA-F]{1,16}", text):
+        raise PillarboxError(f"not the id of a session: {printable(text)} (1 to 16 hexadecimal digits)")
+    return text.lower()
+
+
 def show_session(options: argparse.Namespace) -> int:
     """A transcript; 1 where there is no such session, or more than one."""
-    prefix = options.id.lower()
-    if not re.fullmatch(r"[0-9a-f]{1,16}", prefix):
-        raise PillarboxError(f"not the id of a session: {printable(options.id)} (1 to 16 hexadecimal digits)")
+    prefix = session_id(options.id)
     if options.follow:
         return _follow(options, prefix)
+    if options.all:
+        return _all(options, prefix)
     found = find_session(event_log(options).reports(), prefix)
     if not found.sessions:
-        complain(f"no session {prefix} in this log")
-        return 1
-    if found.only is None and options.all:
-        return _all(options, found)
+        return _none(prefix)
     if found.only is None:
         complain(f"several sessions are {prefix}…; one of them, or --all:")
-        show(map(_candidate_json, found.sessions.values()) if options.json else candidates(found))
+        if options.json:
+            show_raw(map(_candidate_json, found.sessions.values()))
+        else:
+            show(candidates(found))
         return 1
     _print(found.events, as_json=options.json)
     return 0
 
 
-def _all(options: argparse.Namespace, found: Found) -> int:
-    for number in found.sessions:
-        reports = event_log(options).reports()
-        _print((report for report in reports if report.session == number), as_json=options.json)
+def _none(prefix: str) -> int:
+    complain(f"no session {prefix} in this log")
+    return 1
+
+
+def _all(options: argparse.Namespace, prefix: str) -> int:
+    count = 0
+    for count, events in enumerate(all_sessions(event_log(options).reports(), prefix), 1):  # noqa: B007 - after the loop
+        _print(events, as_json=options.json)
         if not options.json:
             show([""])
-    return 0
+    return 0 if count else _none(prefix)
 
 
 def _candidate_json(first: Report) -> str:
@@ -83,30 +111,22 @@ def _candidate_json(first: Report) -> str:
 def _print(events: Iterable[Report], *, as_json: bool) -> None:
     start = None
     for report in events:
-        if as_json:
-            show([_event_json(report)])
-            continue
         if start is None:
             start = report.time
-            show([title(report)])
-        show([line_of(report, start)])
+            if not begins(report):
+                complain(f"session {report.session:016x}: its beginning is not in what was read")
+            if not as_json:
+                show([title(report)])
+        if as_json:
+            show_raw([_event_json(report)])
+        else:
+            show([line_of(report, start)])
 
 
 def _follow(options: argparse.Namespace, prefix: str) -> int:
     """From its first event until it ends: the first session of that name, if there are more."""
-    _print(_until_it_ends(event_log(options).follow(), prefix), as_json=options.json)
+    _print(follow_session(event_log(options).follow(), prefix), as_json=options.json)
     return 0
-
-
-def _until_it_ends(reports: Iterator[Report], prefix: str) -> Iterator[Report]:
-    session = None
-    for report in reports:
-        if session is None and f"{report.session:016x}".startswith(prefix):
-            session = report.session
-        if report.session == session:
-            yield report
-            if report.event == "link-disconnect":
-                return
 
 
 # -- cat
@@ -120,11 +140,11 @@ def cat(options: argparse.Namespace) -> int:
         reports = (report for report in reports if report.event in options.event)
     render = _event_json if options.json else render_report
     if not options.json:
-        show(_HANDSHAKE)
+        show_raw(_HANDSHAKE)
     if options.follow:
         for report in reports:
-            show([render(report)])
-    show(map(render, reports))
+            show_raw([render(report)])
+    show_raw(map(render, reports))
     return 0
 
 
@@ -136,7 +156,7 @@ def stats(options: argparse.Namespace) -> int:
     figures = Figures()
     figures.take(event_log(options).reports())
     if options.json:
-        show([json_line(figures_json(figures, options.top))])
+        show_raw([json_line(figures_json(figures, options.top))])
     else:
         show(_figures_text(figures, options.top))
     return 0

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from pillarbox.roles.filters import SMTP_OUT, Report
 KEPT = 20_000  # different values of each kind that are counted exactly
 SESSIONS = 100_000  # sessions under way that times are measured in
 _TEXT = 200  # characters of a value
+_WORDS = 100  # different events, answers, subsystems: more are no server's
+_OTHER = "other"
+_RESULTS = frozenset(("ok", "tempfail", "permfail", "pass", "fail", "error"))
 
 _VERBS = frozenset((
     "HELO", "EHLO", "LHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "EXPN", "HELP",
@@ -131,14 +134,13 @@ class Figures:
     def take(self, reports: Iterable[Report]) -> None:
         """Count all of them."""
         for report in reports:
-            if not self.count:
-                self.first = report.time
+            self.first = min(self.first, report.time) if self.count else report.time
             self.count += 1
             self.last = max(self.last, report.time)
             figures = self.subsystems.get(report.subsystem)
             if figures is None:
-                figures = self.subsystems[report.subsystem] = Subsystem()
-            figures.events[report.event] += 1
+                figures = self.subsystems.setdefault(_word(report.subsystem, self.subsystems), Subsystem())
+            figures.events[_word(report.event, figures.events)] += 1
             step = self._steps.get(report.event)
             if step is not None:
                 step(report, figures)
@@ -183,10 +185,10 @@ class Figures:
     def _filtered(self, report: Report, figures: Subsystem) -> None:
         phase, _, rest = report.text.partition("|")
         phase = {"connected": "connect", "tls": "starttls"}.get(phase, phase)
-        figures.answers[f"{phase} {rest.partition('|')[0]}"[:_TEXT]] += 1
+        figures.answers[_word(f"{phase} {rest.partition('|')[0]}"[:_TEXT], figures.answers)] += 1
         session = self._open(report)
         if session.asked:
-            figures.filters.setdefault(phase, Times()).add(report.time - session.asked)
+            figures.filters.setdefault(_word(phase[:_TEXT], figures.filters), Times()).add(report.time - session.asked)
 
     def _mail(self, report: Report, figures: Subsystem) -> None:
         self._result(report, figures)
@@ -194,11 +196,11 @@ class Figures:
         figures.domains.add(address.rpartition("@")[2].lower() if "@" in address else address or "<>")
 
     def _result(self, report: Report, figures: Subsystem) -> None:
-        result = report.text.split("|", 2)[1:2]
-        figures.results[f"{report.event} {''.join(result)[:_TEXT]}"] += 1
+        result = "".join(report.text.split("|", 2)[1:2])
+        figures.results[f"{report.event} {_result(result)}"] += 1
 
     def _auth(self, report: Report, figures: Subsystem) -> None:
-        figures.results[f"link-auth {report.text.partition('|')[0][:_TEXT]}"] += 1
+        figures.results[f"link-auth {_result(report.text.partition('|')[0])}"] += 1
 
     def _committed(self, report: Report, figures: Subsystem) -> None:
         size = report.text.partition("|")[2]
@@ -208,9 +210,18 @@ class Figures:
     def _delivered(self, report: Report, figures: Subsystem) -> None:
         values = fields(report)
         result = values.get("result", "")
-        figures.results[f"delivery {result[:_TEXT]}"] += 1
+        figures.results[f"delivery {_result(result)}"] += 1
         if result != "ok":
             figures.refusals.add(f"{values.get('method', '')}: {_VARIABLE.sub('<…>', values.get('text', ''))}")
+
+
+def _word(word: str, known: Collection[str]) -> str:
+    """The word, unless there are too many already."""
+    return word if word in known or len(known) < _WORDS else _OTHER
+
+
+def _result(word: str) -> str:
+    return word if word in _RESULTS else _OTHER
 
 
 def _host(end: str) -> str:

@@ -18,7 +18,7 @@ from pillarbox.errors import PillarboxError
 SUFFIXES = {"gzip": ".log.gz", "zstd": ".log.zst", "none": ".log"}
 PERIODS = {"hour": 3600, "day": 86400, "never": 0}
 
-_NAME = re.compile(r"events-(\d{8}T\d{6}\.\d{6})Z\.log(\.gz|\.zst)?")
+NAME = re.compile(r"events-(\d{8}T\d{6}\.\d{6})Z\.log(\.gz|\.zst)?")  # names sort as files follow each other
 _STAMP = "%Y%m%dT%H%M%S.%f"
 
 
@@ -143,7 +143,7 @@ class LogFiles:
         self._stream = stream
         self._now = now
         self._file: _File | None = None
-        self._ends = float("inf")
+        self._ends = 0.0  # the present file's period, where there is one
         self.head = b""  # what every file begins with
 
     def check(self) -> None:
@@ -154,7 +154,7 @@ class LogFiles:
 
     def append(self, data: bytes) -> None:
         """Add whole lines, which can be read from now on. Raises OSError: nothing was added."""
-        if self._file is not None and (self._file.size >= self._size or self._now() >= self._ends):
+        if self._file is not None and (self._file.size >= self._size or self._is_over()):
             self.rotate()
         file = self._file or self._begin()
         try:
@@ -174,16 +174,21 @@ class LogFiles:
 
     def tick(self) -> None:
         """Called now and then: a file whose period is over is ended."""
-        if self._now() >= self._ends:
+        if self._is_over():
             self.rotate()
+
+    def _is_over(self) -> bool:
+        """The period, whichever way the clock was set; a little back is still the same."""
+        return bool(self._period) and not self._ends - 2 * self._period <= self._now() < self._ends
 
     def _begin(self) -> _File:
         os.makedirs(self._folder, 0o750, exist_ok=True)
         now = self._now()
-        names = sorted(filter(_NAME.fullmatch, os.listdir(self._folder)))
+        names = sorted(filter(NAME.fullmatch, os.listdir(self._folder)))
         moment = datetime.fromtimestamp(now, UTC)
         if names and (last := _moment(names[-1])) >= moment:  # the clock went back: the order of names stays
-            moment = last + timedelta(microseconds=1)
+            with contextlib.suppress(OverflowError):  # nothing comes behind the last day of all
+                moment = last + timedelta(microseconds=1)
         while True:
             path = os.path.join(self._folder, f"events-{moment.strftime(_STAMP)}Z{self._suffix}")
             try:
@@ -195,7 +200,7 @@ class LogFiles:
         for name in names[: max(0, len(names) + 1 - self._keep)]:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._folder, name))
-        self._ends = (now // self._period + 1) * self._period if self._period else float("inf")
+        self._ends = (now // self._period + 1) * self._period if self._period else 0.0
         return self._file
 
 
@@ -209,7 +214,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def _moment(name: str) -> datetime:
-    match = _NAME.fullmatch(name)
+    match = NAME.fullmatch(name)
     assert match
     try:
         return datetime.strptime(match[1], _STAMP).replace(tzinfo=UTC)

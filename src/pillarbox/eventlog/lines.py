@@ -36,7 +36,6 @@ _REPORT = re.compile(
     rf"report\|([0-9]{{1,3}}\.[0-9]{{1,3}})\|{_TIME}\|{_WORD}\|{_WORD}\|([0-9a-f]{{1,16}})(?:\|(.*))?", re.DOTALL
 )
 _NOTE = re.compile(rf"note\|[0-9]+\|{_TIME}\|dropped\|([0-9]{{1,18}})\|(.*)", re.DOTALL)
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class BadLine(PillarboxError):
@@ -94,6 +93,16 @@ def fields(report: Report) -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """Text that a client chose, fit for a terminal: controls and bytes that are no UTF-8 are shown escaped."""
+    """Text that a client chose, fit for a terminal: what is not seen and bytes that are no UTF-8 are shown escaped.
+
+    Not only controls: other characters change the direction of what stands beside them, or hide in it.
+    """
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

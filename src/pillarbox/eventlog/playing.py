@@ -20,6 +20,7 @@ class Totals:
     """Of the whole replay. `over`: why it ended early."""
 
     sessions: int = 0
+    left_out: int = 0  # sessions whose beginning is not in the log
     events: int = 0  # that the filter was told
     questions: int = 0
     longest: float = 0.0  # seconds for an answer

@@ -7,17 +7,20 @@ the filter sends the client away. The lines are those of the server itself (`fil
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from pillarbox.eventlog.ahead import Ahead
 from pillarbox.eventlog.filterprocess import FilterProcess
 from pillarbox.eventlog.lines import fields
 from pillarbox.eventlog.playing import Over, Session, Totals
 from pillarbox.eventlog.specimen import received, specimen
 from pillarbox.eventlog.story import Ask, Message, Step
 from pillarbox.eventlog.verdict import Filtered, Verdict, ends_session, fault_of
+from pillarbox.eventlog.whole import WholeSessions
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import MAX_LINE, FilterProtocol, Heard, Violation
 from pillarbox.roles.filters import SMTP_IN, Lines, Output, Phase, Question, Report, Result, Said
@@ -27,6 +30,7 @@ FAULTS = 20  # after so many it is given up
 _HELD = 10_000  # steps that wait for answers, above which the log is not read on
 _SESSIONS = 50_000  # known at a time; the oldest is forgotten
 _BURST = 1 << 18  # bytes that are sent at once
+_UNREAD = 1 << 24  # bytes of its own reports that it does not read
 _TURN = 256  # events that are sent before it is listened again
 _IGNORED = 10_000  # answers that nobody waits for
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -69,23 +73,30 @@ class Replay:
         self._held = 0
         self._counter = itertools.count(1)
         self._wake = asyncio.Event()
-        self._gone = False
+        self._gone = ""  # why it says nothing more
         self._part = b""
         self._line = 0  # that the filter wrote last
         self.totals = Totals()
 
     async def run(self, reports: Iterable[Report]) -> Totals:
-        """All of it."""
+        """All of it. Raises what reading raises."""
         listening = asyncio.create_task(self._listen())
+        whole = WholeSessions(reports)
+        log = Ahead(whole, wake=functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._wake.set))
         try:
             await self._register()
-            await self._play(reports)
+            log.start()
+            await self._play(log)
             await self._flush()
         except Over as over:
             self.totals.over = str(over)
         finally:
+            log.close()
             listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            (ended,) = await asyncio.gather(listening, return_exceptions=True)
+        if isinstance(ended, Exception):
+            raise ended
+        self.totals.left_out = whole.left_out
         for session in list(self._sessions.values()):
             self._finish(session)
         return self.totals
@@ -101,18 +112,21 @@ class Replay:
                 raise Over(f"the filter did not register within {START:g} s")
             await self._wait(deadline - self._clock())
 
-    async def _play(self, reports: Iterable[Report]) -> None:
-        begin, first = self._clock(), None
-        for count, report in enumerate(reports, 1):
-            if self._speed is not None:
-                first = report.time if first is None else first
-                await self._wait_until(begin + (report.time - first) / self._speed)
-            self._take(report)
-            await self._pump()
-            if count % _TURN == 0:
-                await self._wait(0)
-            while self._held > _HELD:
+    async def _play(self, log: Ahead) -> None:
+        begin, first, counter = self._clock(), None, itertools.count(1)
+        while (reports := log.take()) is not None:
+            if not reports:
                 await self._wait(self._timeout)
+            for report in reports:
+                if self._speed is not None:
+                    first = report.time if first is None else first
+                    await self._wait_until(begin + (report.time - first) / self._speed)
+                self._take(report)
+                await self._pump()
+                if next(counter) % _TURN == 0:
+                    await self._wait(0)
+                while self._held > _HELD:
+                    await self._wait(self._timeout)
         for session in list(self._sessions.values()):
             self._add(session, session.story.end())
         await self._pump()
@@ -136,12 +150,14 @@ class Replay:
         self._wake.clear()
         self._give_up()
         await self._pump()
+        if self._gone:
+            raise Over(self._gone)
+        if self.totals.faults and not self._protocol.ready:
+            raise Over("the filter did not register as it should")
         if self.totals.faults >= FAULTS:
             raise Over(f"{FAULTS} faults are enough")
         if self.totals.ignored > _IGNORED:
             raise Over("the filter answers and answers what nobody asked")
-        if self._gone:
-            raise Over("the filter ended, or closed its output")
 
     async def _flush(self) -> None:
         try:
@@ -150,7 +166,7 @@ class Replay:
             self.totals.faults += 1
             raise Over(f"the filter did not read for {self._timeout:g} s what it was sent") from None
         except ConnectionError:
-            raise Over("the filter ended, or closed its input") from None
+            raise Over(self._gone or "the filter ended, or closed its input") from None
 
     async def _pump(self) -> None:
         while self._ready:
@@ -239,17 +255,24 @@ class Replay:
     # -- listening
 
     async def _listen(self) -> None:
-        while data := await self._process.read():
-            *lines, self._part = (self._part + data).split(b"\n")
-            for line in lines:
-                self._line += 1
-                self._hear(line + b"\n")
-            if len(self._part) > MAX_LINE:
-                self._fault(b"", f"wrote more than {MAX_LINE} bytes without an end of line")
-                break
+        try:
+            while data := await self._process.read():
+                *lines, self._part = (self._part + data).split(b"\n")
+                for line in lines:
+                    self._line += 1
+                    self._hear(line + b"\n")
+                if len(self._part) > MAX_LINE:
+                    self._fault(b"", f"wrote more than {MAX_LINE} bytes without an end of line")
+                    break
+                if self._process.pending > _UNREAD:
+                    self._gone = "the filter reports more than it reads"
+                    self._process.hang_up()
+                    return
+                self._wake.set()
+            self._gone = "the filter ended, or closed its output"
+        finally:
+            self._gone = self._gone or "it is not listened to any more"
             self._wake.set()
-        self._gone = True
-        self._wake.set()
 
     def _hear(self, line: bytes) -> None:
         try:
@@ -303,7 +326,7 @@ class Replay:
         filtered = session.verdict.messages[-1]
         filtered.add(output.data)
         if output.last:
-            filtered.complete = True
+            filtered.finish()
             self._answered(session, "")
 
     def _said(self, said: Said) -> None:
@@ -311,7 +334,7 @@ class Replay:
         if session is None:
             self.totals.ignored += 1
             return
-        session.verdict.reports.append(said.text)
+        session.verdict.report(said.text)
         self._tell(Report(SMTP_IN, "filter-report", said.session, said.time, f"proc|replayed|{said.text}"))
 
     # -- what goes wrong, and ends

@@ -10,6 +10,8 @@ from pillarbox.roles.filters import SMTP_OUT, Report
 
 LISTED = 20  # sessions that an ambiguous id is explained with
 
+_LAST = ("link-disconnect", "delivery")  # events behind which there is nothing of a session
+
 _PHASES = {"connected": "connect", "tls": "starttls"}  # as filter-response calls them
 
 
@@ -77,7 +79,7 @@ def find_session(reports: Iterable[Report], prefix: str) -> Found:
         if report.session in found.sessions:
             if len(found.sessions) == 1:
                 found.events.append(report)
-        elif not (f"{report.session:016x}".startswith(prefix) or _names(report, prefix)):
+        elif not _is_about(report, prefix):
             recent.add(report)
         elif len(found.sessions) == LISTED:
             found.more = True
@@ -87,6 +89,56 @@ def find_session(reports: Iterable[Report], prefix: str) -> Found:
             found.sessions[report.session] = events[0]
             found.events = events if len(found.sessions) == 1 else []
     return found
+
+
+def all_sessions(reports: Iterable[Report], prefix: str) -> Iterator[list[Report]]:
+    """The events of each such session, in the order of their beginnings.
+
+    Holds the events of those that have not ended, and of those behind them.
+    """
+    held: dict[int, list[Report]] = {}
+    ended: set[int] = set()
+    recent = _Recent()
+    for report in reports:
+        if report.session in held:
+            held[report.session].append(report)
+        elif _is_about(report, prefix):
+            held[report.session] = [*recent.pop(report.session), report]
+        else:
+            recent.add(report)
+            continue
+        if report.event in _LAST:
+            ended.add(report.session)
+            while (first := next(iter(held), None)) in ended:
+                yield held.pop(first)
+                ended.discard(first)
+    yield from held.values()
+
+
+def follow_session(reports: Iterable[Report], prefix: str) -> Iterator[Report]:
+    """The events of the first such session, one by one until it ends."""
+    recent = _Recent()
+    session = None
+    for report in reports:
+        if session is None:
+            if not _is_about(report, prefix):
+                recent.add(report)
+                continue
+            session = report.session
+            yield from recent.pop(session)
+        if report.session == session:
+            yield report
+            if report.event in _LAST:
+                return
+
+
+def begins(first: Report) -> bool:
+    """Is this how a session begins? Else its beginning is missing, as in a log whose first files were deleted."""
+    return first.event in ("link-connect", "delivery")
+
+
+def _is_about(report: Report, prefix: str) -> bool:
+    return f"{report.session:016x}".startswith(prefix) or _names(report, prefix)
 
 
 def _names(report: Report, prefix: str) -> bool:

@@ -8,6 +8,7 @@ from pillarbox.eventlog.story import Ask
 from pillarbox.roles.filters import Decision, Phase, Result
 
 SHOWN = 1 << 16  # bytes of a filtered message that are kept to be shown
+REPORTS = 1000  # of the filter's own, of a session
 
 _REPLY = re.compile(r"[45][0-9][0-9](?: .*)?", re.DOTALL)
 _PATH = re.compile(r"<[^<>]*>(?: .*)?", re.DOTALL)
@@ -29,13 +30,17 @@ class Decided:
 
 @dataclass(slots=True)
 class Filtered:
-    """What became of a message. `output` is the beginning of it."""
+    """What became of a message. `told`: as the filter gets it, until it is `complete`; `output`: the beginning."""
 
     told: bytes
+    expected: int = field(init=False)  # bytes that the filter was told
     size: int = 0
     same: bool = True
     complete: bool = False
     output: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.expected = len(self.told)
 
     def add(self, data: bytes) -> None:
         """Some more of what the filter makes of it."""
@@ -43,10 +48,14 @@ class Filtered:
         self.size += len(data)
         self.output += data[: SHOWN - len(self.output)]
 
+    def finish(self) -> None:
+        """All of it came back."""
+        self.complete, self.told = True, b""
+
     @property
     def changed(self) -> bool:
         """Is it another message now?"""
-        return not self.same or self.size != len(self.told)
+        return not self.same or self.size != self.expected
 
 
 @dataclass(slots=True)
@@ -59,7 +68,15 @@ class Verdict:
     decided: list[Decided] = field(default_factory=list)
     messages: list[Filtered] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
+    more_reports: int = 0  # than are kept
     ended: bool = False
+
+    def report(self, text: str) -> None:
+        """The filter says something."""
+        if len(self.reports) < REPORTS:
+            self.reports.append(text)
+        else:
+            self.more_reports += 1
 
     @property
     def differences(self) -> Iterator[Decided]:
