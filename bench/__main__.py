@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import filters, latency
+from bench import filters, latency, turns
 from bench.disk import fresh_disk
 from bench.idle import Idle, raise_descriptors
 from bench.load import Sink, Source, finish
@@ -27,21 +27,23 @@ _FILTERED = 3000  # messages of a run with filters
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is measured: `kind` accept (into the queue), relay and maildir (until the last is delivered)."""
+    """What is measured until the last message is delivered, by relaying or into a Maildir."""
 
     name: str
     kind: str
-    size: int
-    kept: bool
     messages: int
+    size: int = 4096
 
 
+# Durable accept: messages stay in the queue.
+ACCEPTING = {
+    "accept, 4 KB, kept connections": turns.Load(4096, kept=True),
+    "accept, 4 KB, one a connection": turns.Load(4096, kept=False),
+    "accept, 64 KB, kept connections": turns.Load(65536, kept=True),
+}
 SCENARIOS = [
-    Scenario("accept, 4 KB, kept connections", "accept", 4096, True, 4000),
-    Scenario("accept, 4 KB, one a connection", "accept", 4096, False, 2000),
-    Scenario("accept, 64 KB, kept connections", "accept", 65536, True, 1500),
-    Scenario("relay end to end, 4 KB", "relay", 4096, True, 2000),
-    Scenario("Maildir end to end, 4 KB", "maildir", 4096, True, 2000),
+    Scenario("relay end to end, 4 KB", "relay", 2000),
+    Scenario("Maildir end to end, 4 KB", "maildir", 2000),
 ]
 Rates = dict[str, dict[str, list[float]]]  # row → server → figures
 
@@ -65,6 +67,9 @@ def main() -> int:
     names = options.servers.split(",")
     reps, share = (2, 5) if options.quick else (options.reps, 1)
     rates: Rates = defaultdict(lambda: defaultdict(list))
+    for title, load in ACCEPTING.items():
+        if options.only in title:
+            _measure_accepting(title, load, names, rates, rounds=reps * turns.ROUNDS, share=share)
     for scenario in SCENARIOS:
         if options.only in scenario.name:
             for _ in range(reps):
@@ -88,11 +93,24 @@ def main() -> int:
     return 0
 
 
+def _measure_accepting(
+    title: str, load: turns.Load, names: Sequence[str], rates: Rates, *, rounds: int, share: int
+) -> None:
+    def report(name: str, rate: float, cpu: float) -> None:
+        rates[f"{title}: messages/s"][name].append(rate)
+        rates[f"{title}: CPU ms/message"][name].append(cpu)
+
+    def left_out(why: str) -> None:
+        _once(f"bench: left out: {why}")
+
+    turns.measure(names, load, rounds=rounds, share=share, report=report, left_out=left_out)
+
+
 def _measure(name: str, scenario: Scenario, messages: int, rates: Rates) -> None:
     """One run on a fresh disk. What fails is said and left out."""
     with ExitStack() as stack:
         disk = stack.enter_context(fresh_disk())
-        server = SERVERS[name](disk.root / name, deliver=scenario.kind != "accept")
+        server = SERVERS[name](disk.root / name, deliver=True)
         try:
             server.start()
             stack.callback(server.stop)
@@ -112,18 +130,16 @@ def _run(server: Server, scenario: Scenario, messages: int) -> tuple[float, floa
     """(messages a second, milliseconds of the server's CPU a message)."""
     rcpt = LOCAL.replace("alice", server.user) if scenario.kind == "maildir" else REMOTE
     before = 0
-    if scenario.kind != "relay":
-        finish(Source(rcpt, _WARMUP, scenario.size, kept=scenario.kept))
-        before = _WARMUP if scenario.kind == "maildir" else 0
+    if scenario.kind == "maildir":
+        finish(Source(rcpt, _WARMUP, scenario.size, kept=True))
+        before = _WARMUP
     sink = Sink(messages) if scenario.kind == "relay" else None
     try:
         cpu, start = server.cpu(), time.perf_counter()
-        source = Source(rcpt, messages, scenario.size, kept=scenario.kept)
+        source = Source(rcpt, messages, scenario.size, kept=True)
 
         def undelivered() -> bool:
-            if sink is not None:
-                return sink.running()
-            return scenario.kind == "maildir" and server.delivered() < messages + before
+            return sink.running() if sink is not None else server.delivered() < messages + before
 
         finish(source, undelivered)
         elapsed = time.perf_counter() - start
@@ -194,18 +210,27 @@ def _once(line: str) -> None:
 
 
 def table(rates: Rates, names: Sequence[str]) -> str:
-    """Medians with the range, and Pillarbox's ratio to each of the others."""
+    """Medians with the range, and Pillarbox's ratio to each of the others: the median of the ratios of each round."""
     measured = [name for name in names if any(name in row for row in rates.values())]
     others = [name for name in measured if name != "pillarbox"]
     lines = ["| | " + " | ".join(measured) + "".join(f" | ÷ {name}" for name in others) + " |"]
     lines.append("|---" * (1 + len(measured) + len(others)) + "|")
     for row, figures in rates.items():
-        medians = {name: statistics.median(values) for name, values in figures.items()}
         cells = [_cell(figures[name]) if name in figures else "" for name in measured]
-        ours = medians.get("pillarbox")
-        cells += [f"{ours / medians[o]:.2f}" if ours and medians.get(o) else "" for o in others]
+        cells += [_ratio(figures["pillarbox"], figures[other]) for other in others]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> str:
+    """Figures at the same place are of the same round; where one is missing, the medians are compared."""
+    if not ours or not others or not min(others):
+        return ""
+    if len(ours) != len(others):
+        return f"{statistics.median(ours) / statistics.median(others):.2f}"
+    ratios = [one / other for one, other in zip(ours, others, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return f"{statistics.median(ratios):.2f}" + (f" ({low:.2f}-{high:.2f})" if len(ratios) > 4 else "")
 
 
 def _cell(values: Sequence[float]) -> str:

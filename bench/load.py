@@ -17,13 +17,13 @@ _DEADLINE = 180.0  # seconds a run may take
 class Source:
     """`messages` messages of `size` bytes to `rcpt` over SESSIONS connections, kept or one a message."""
 
-    def __init__(self, rcpt: str, messages: int, size: int, *, kept: bool) -> None:
+    def __init__(self, rcpt: str, messages: int, size: int, *, kept: bool, port: int = PORT) -> None:
         self.processes = []
         for number in range(_PROCESSES):
             share = messages // _PROCESSES + (number < messages % _PROCESSES)
             argv = ["/usr/sbin/smtp-source", "-4", "-C", "20", "-s", str(SESSIONS // _PROCESSES), "-m", str(share)]
             argv += ["-l", str(size), "-M", "client.bench.test", "-f", "sender@client.bench.test", "-t", rcpt]
-            argv += [*(["-d"] if kept else []), f"127.0.0.1:{PORT}"]
+            argv += [*(["-d"] if kept else []), f"127.0.0.1:{port}"]
             self.processes.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
             time.sleep(_APART)
 

@@ -35,14 +35,17 @@ class Missing(Exception):
 
 
 class Server:
-    """One server in one folder. `deliver`: False holds everything in the queue; `tls`: it offers STARTTLS."""
+    """One server in one folder. `deliver`: False holds everything in the queue; `tls`: it offers STARTTLS.
+
+    Several may run at a time, each on a port of its own, but only one of each kind.
+    """
 
     name = ""
     durable = True
     declared, options = "", ""  # lines of the configuration before the listener, and what follows it in its line
 
-    def __init__(self, folder: Path, *, deliver: bool, tls: bool = False) -> None:
-        self.folder, self.deliver, self.tls = folder, deliver, tls
+    def __init__(self, folder: Path, *, deliver: bool, tls: bool = False, port: int = PORT) -> None:
+        self.folder, self.deliver, self.tls, self.port = folder, deliver, tls, port
         self.maildir = folder / "mail/Maildir"
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "log"
@@ -64,7 +67,7 @@ class Server:
 
     def listener(self) -> str:
         """The listener in the grammar of smtpd.conf(5)."""
-        plain = f"listen on 127.0.0.1 port {PORT} hostname mx.bench.test"
+        plain = f"listen on 127.0.0.1 port {self.port} hostname mx.bench.test"
         if not self.tls:
             return f"{self.declared}{plain}{self.options}\n"
         cert, key = self.certificate()
@@ -74,7 +77,7 @@ class Server:
         """Start it and wait until it listens. Raises RuntimeError with the log."""
         self.setup()
         self.launch()
-        if not wait_for(lambda: self._ended() or (PORT in bound_ports() and self.ready()), 30) or self._ended():
+        if not wait_for(lambda: self._ended() or (self.port in bound_ports() and self.ready()), 30) or self._ended():
             raise RuntimeError(f"{self.name} did not start: {self.log()}")
 
     def _ended(self) -> bool:
@@ -155,7 +158,7 @@ class Server:
         if self.process:
             self.process.wait(10)
             self.process = None
-        wait_for(lambda: PORT not in bound_ports(), 5)
+        wait_for(lambda: self.port not in bound_ports(), 5)
 
     def _alive(self, pid: int) -> bool:
         return self.process.poll() is None if self.process else Path(f"/proc/{pid}").exists()
@@ -281,7 +284,7 @@ class Postfix(Server):
         make(self.folder / "data", 0o700, pwd.getpwnam("postfix").pw_uid)
         hold = "smtpd_end_of_data_restrictions = check_client_access static:HOLD\n"
         (self.conf / "main.cf").write_text(self._main() + self._tls() + ("" if self.deliver else hold))
-        (self.conf / "master.cf").write_text(_master(PORT))
+        (self.conf / "master.cf").write_text(_master(self.port))
 
     def _tls(self) -> str:
         if not self.tls:
