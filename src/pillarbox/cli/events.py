@@ -42,8 +42,9 @@ def main() -> int:
     except PillarboxError as error:
         complain(str(error))
         return 2
-    except BrokenPipeError:  # `smtpd-events cat | head`
-        _write_no_more()
+    except BrokenPipeError:  # `smtpd-events cat | head`, or whoever read what is wrong
+        _write_no_more(1)
+        _write_no_more(2)
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -87,13 +88,15 @@ def standard_output() -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _write_no_more()
+        _write_no_more(1)
         raise PillarboxError(f"standard output: {error.strerror}") from None
 
 
-def _write_no_more() -> None:
-    """What was not written is not tried again at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _write_no_more(descriptor: int) -> None:
+    """What was not written is not tried again at the end, where Python would make another exit status of it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def show(lines: Iterable[str]) -> None:
