@@ -133,11 +133,11 @@ def test_lines_that_are_none_are_named_once(tmp_path: Path) -> None:
 
 def test_lines_that_are_none_are_counted_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    path.write_bytes(gzip.compress(b"x\n" * 3_000_000))
+    path.write_bytes(gzip.compress(b"x\n" * 300_000))
     tracemalloc.start()
     try:
-        assert read([path]) == ([], [f"{path}:1: not an event: 'x' (and 2999999 more lines)"])
-        assert tracemalloc.get_traced_memory()[1] < 20e6
+        assert read([path]) == ([], [f"{path}:1: not an event: 'x' (and 299999 more lines)"])
+        assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
 

@@ -338,8 +338,11 @@ def test_one_that_says_something_before_it_registers_is_not_waited_for(log: Path
 
 def test_it_is_started_as_the_server_starts_one(tmp_path: Path, log: Path) -> None:
     """With the subsystems that a log may have, and told that it may report."""
-    look = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('PILLARBOX_ACCEPTS', '') + sys.stdin.read())"
-    Played(log, [sys.executable, "-c", look, str(tmp_path / "seen")], "--fast", "--timeout", "1")
+    look = """if True:
+        import os, sys
+        told = "".join(iter(sys.stdin.readline, "config|ready\\n"))
+        open(sys.argv[1], "w").write(os.environ.get("PILLARBOX_ACCEPTS", "") + told)"""
+    Played(log, [sys.executable, "-c", look, str(tmp_path / "seen")], "--fast")
     seen = (tmp_path / "seen").read_text()
     assert seen.startswith("report")
     assert [line for line in seen.split("\n") if "|subsystem|" in line] == [
