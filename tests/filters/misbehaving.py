@@ -62,6 +62,16 @@ def listens():
         sys.stderr.flush()
 
 
+def ends():
+    """Is asked, and hears only of ends, which it repeats on standard error."""
+    greet("filter|smtp-in|mail-from", "report|smtp-in|link-disconnect", "report|smtp-out|link-disconnect")
+    for field in fields():
+        answer(field)
+        if field[0] == "report":
+            sys.stderr.write("over: " + "|".join(field[3:]) + "\n")
+            sys.stderr.flush()
+
+
 def bare():
     """What the simplest processor is: a loop that reads, and no handshake."""
     for line in sys.stdin:

@@ -2,10 +2,12 @@
 
 import pytest
 
+from pillarbox.conf.model import Proc
 from pillarbox.errors import TempFail
 from pillarbox.filters import asked
 from pillarbox.filters.asked import Asked
 from pillarbox.filters.protocol import Violation
+from pillarbox.mta.link import VERDICT_TIMEOUT
 from pillarbox.roles.filters import WHOLE_MESSAGE, Decision, Lines, Output, Question, Result
 
 NOBODY = None  # gets it
@@ -29,6 +31,10 @@ def output(data: bytes = b"x\r\n", *, session: int = 1, token: int = 7, last: bo
 
 def owes(max_growth: int = 0) -> Asked:
     return Asked(max_growth=max_growth)
+
+
+def test_a_client_hears_what_became_of_a_message_that_took_filters_all_their_time() -> None:
+    assert WHOLE_MESSAGE + Proc(name="f", command="f").timeout <= VERDICT_TIMEOUT  # the second of them at commit
 
 
 def test_an_answer_goes_to_who_asked_and_once() -> None:
@@ -69,14 +75,14 @@ def test_a_message_that_keeps_coming_back_is_due_anew_with_each_part_but_not_for
     owed = owes()
     owed.lines(lines(token=8), "d.0", 0.0)
     owed.question(question(token=9), "d.0", 1.0)
-    for now in range(50, 600, 50):
+    for now in range(50, 540, 50):
         assert owed.output(output(token=8, last=False), float(now)) == "d.0"
         gone = [(1, "helo")] if now == 100 else []  # others are none the better for it
         assert list(owed.give_up(now - 60.0)) == gone
-    assert owed.oldest() == 550.0
+    assert owed.oldest() == 500.0
     assert owed.output(output(token=8, last=False), WHOLE_MESSAGE) == "d.0"
     assert list(owed.give_up(WHOLE_MESSAGE + 1 - 60.0)) == []
-    assert list(owed.give_up(WHOLE_MESSAGE + 11 - 60.0)) == [(1, "data-line")]
+    assert list(owed.give_up(WHOLE_MESSAGE + 21 - 60.0)) == [(1, "data-line")]
     assert owed.output(output(token=8), 700.0) is NOBODY
 
 

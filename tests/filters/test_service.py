@@ -462,6 +462,26 @@ def test_a_dispatcher_that_is_gone_is_not_waited_for(folder: Path) -> None:
     run(folder, body, "backwards")
 
 
+def test_the_sessions_of_a_dispatcher_that_is_gone_are_over_for_who_follows_them(folder: Path) -> None:
+    async def body(rig: Rig) -> None:
+        processor = await rig.join()
+        out = Report("smtp-out", "link-connect", 3, 1576146008.006099, "x|pass|192.0.2.1:1|192.0.2.2:25")
+        await rig.tell(processor, rig.question(1), event("link-connect", 2), out, teller="dispatcher.1")
+        await rig.tell(processor, event("link-connect", 4), event("link-disconnect", 4), teller="dispatcher.1")
+        await rig.tell(processor, rig.question(5))
+        await rig.says("over: smtp-in|link-disconnect|0000000000000004")
+        rig.filters.teller_lost("dispatcher.1")
+        for ended in ("smtp-in|link-disconnect|0000000000000001", "smtp-in|link-disconnect|0000000000000002"):
+            await rig.says(f"over: {ended}")
+        await rig.says("over: smtp-out|link-disconnect|0000000000000003")
+        await rig.ask(processor, 5)
+        assert rig.log.count("over: ") == 4
+        # Whoever comes in its place may have sessions of any number.
+        await rig.tell(processor, rig.question(1))
+
+    run(folder, body, "ends")
+
+
 def test_a_dispatcher_does_not_speak_for_the_sessions_of_another(folder: Path) -> None:
     async def body(rig: Rig) -> None:
         processor = await rig.join()

@@ -196,6 +196,23 @@ def test_a_message_has_to_be_there_in_time_however_it_flows():
     run(scenario, config=limited(max_data_time=100))
 
 
+def test_a_message_that_was_there_in_time_is_answered_however_long_it_takes_us():
+    async def scenario(w: World, clock: Clock) -> None:
+        c = await w.greeted()
+        for line in ("MAIL FROM:<s@x.example>", "RCPT TO:<alice@example.org>", "DATA"):
+            await c.send(line)
+        await clock.advance(90)
+        w.queue.gate = asyncio.Event()
+        c.writer.write(b"Subject: x\r\n\r\nbody\r\n.\r\n")
+        await w.until(lambda: any(session.committing for session in w.server._sessions))
+        await clock.advance(20)
+        w.queue.gate.set()
+        assert (await c.reply()).startswith("250 ")
+        assert len(w.queue.committed) == 1
+
+    run(scenario, config=limited(max_data_time=100))
+
+
 GREETING = Listener(id=1, hostname="mail.example.org", greet_delay=5)
 
 

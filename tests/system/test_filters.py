@@ -329,6 +329,24 @@ def test_a_reload_changes_the_filter_under_load_and_nobody_is_put_off(folder: Pa
         it.until(lambda: len({_command(pid) for pid in it.filters()}) == 1, 60)  # the old ones have ended
 
 
+def test_the_sessions_of_a_dispatcher_that_dies_are_over_for_who_follows_them(folder: Path, machine: None) -> None:
+    heard = folder / "heard"
+    heard.mkdir()
+    heard.chmod(0o777)
+    (log := heard / "log").touch(0o666)
+    log.chmod(0o666)
+    with site(folder, Wiring.MANY, more=f'proc ear "cat >> {heard}/log"\nreport smtp-in on ear\n') as it:
+        client = Dialogue(it.port)
+        client.say("EHLO client")
+        it.until(lambda: "|link-identify|" in log.read_text())
+        session = log.read_text().partition("|link-identify|")[2].partition("|")[0]
+        assert f"|link-disconnect|{session}" not in log.read_text()
+        for victim in role(it.server, "dispatcher"):
+            kill(victim, signal.SIGKILL)
+        it.until(lambda: f"|link-disconnect|{session}\n" in log.read_text())
+        client.close()
+
+
 def _command(pid: int) -> str:
     return arguments(pid).rpartition(" exec ")[2].strip()
 

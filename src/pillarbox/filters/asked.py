@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pillarbox.errors import TempFail
 from pillarbox.filters.protocol import Violation
-from pillarbox.roles.filters import WHOLE_MESSAGE, Decision, Lines, Output, Phase, Question, Result
+from pillarbox.roles.filters import SMTP_IN, WHOLE_MESSAGE, Decision, Lines, Output, Phase, Question, Result
 
 MAX_SESSIONS = 50_000  # of a teller, known at a time; the oldest is forgotten, and what is said about it ignored
 MAX_TOKENS = 1000  # of a session, answered ones included
@@ -42,10 +42,11 @@ class _Session:
     `reports`: how many it may make of its own before it is told something else.
     """
 
-    __slots__ = ("asked", "complete", "reports", "teller")
+    __slots__ = ("asked", "complete", "reports", "subsystem", "teller")
 
-    def __init__(self, teller: str) -> None:
+    def __init__(self, teller: str, subsystem: str) -> None:
         self.teller = teller
+        self.subsystem = subsystem
         self.asked: dict[int, _Ask] = {}
         self.complete = True
         self.reports = MAX_REPORTS
@@ -75,9 +76,9 @@ class Asked:
 
     # -- what it is told
 
-    def hears_of(self, session: int, teller: str, *, echo: bool = False) -> None:
+    def hears_of(self, session: int, teller: str, *, subsystem: str = SMTP_IN, echo: bool = False) -> None:
         """Something is told of this session. `echo`: a report that a filter made of its own."""
-        known = self._session(session, teller)
+        known = self._session(session, teller, subsystem)
         if not echo:
             known.allow()
 
@@ -111,6 +112,10 @@ class Asked:
         for token in known.asked:
             self._due.pop((session, token), None)
 
+    def sessions_of(self, teller: str) -> list[tuple[int, str]]:
+        """Those that are known, with their subsystems."""
+        return [(session, self._sessions[session].subsystem) for session in self._of.get(teller, ())]
+
     def teller_is_gone(self, teller: str) -> None:
         """And all its sessions."""
         for session in list(self._of.get(teller, ())):
@@ -126,14 +131,14 @@ class Asked:
             ask.done = True
             yield session, ask.phase
 
-    def _session(self, number: int, teller: str) -> _Session:
+    def _session(self, number: int, teller: str, subsystem: str = SMTP_IN) -> _Session:
         known = self._sessions.get(number)
         if known is None:
             own = self._of.setdefault(teller, {})
             if len(own) >= MAX_SESSIONS:
                 self.ends(next(iter(own)))
             own[number] = None
-            known = self._sessions[number] = _Session(teller)
+            known = self._sessions[number] = _Session(teller, subsystem)
         elif known.teller != teller:
             raise TempFail(f"session {number:016x} is not one of {teller}")
         return known

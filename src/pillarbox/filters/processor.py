@@ -144,7 +144,7 @@ class Link(asyncio.Protocol):
     def _event(self, teller: str, report: Report) -> bytes:
         if report.subsystem != MDA:  # a delivery is no session that could end
             echo = report.event == "filter-report" and report.text.startswith("proc|")
-            self._asked.hears_of(report.session, teller, echo=echo)
+            self._asked.hears_of(report.session, teller, subsystem=report.subsystem, echo=echo)
             if report.event == "link-disconnect":
                 self._asked.ends(report.session)
         if f"{report.subsystem} {report.event}" not in self._protocol.events:
@@ -168,8 +168,14 @@ class Link(asyncio.Protocol):
         if count:
             self._log.warn(f"filter {self._name}: {count} events were dropped: it does not read them")
 
-    def teller_is_gone(self, teller: str) -> None:
-        """Nobody waits for what it asked any more."""
+    def teller_is_gone(self, teller: str, now: float) -> None:
+        """Nobody waits for what it asked, nor is there anybody else to say that its sessions are over.
+
+        `now`: epoch seconds.
+        """
+        sessions = self._asked.sessions_of(teller)
+        if self._transport is not None and not self.over.done():
+            self._write(teller, [Report(subsystem, "link-disconnect", n, now, "") for n, subsystem in sessions])
         self._asked.teller_is_gone(teller)
 
     # -- asyncio.Protocol

@@ -159,13 +159,13 @@ class FilterService:
     # -- peers
 
     def teller_lost(self, name: str) -> None:
-        """Its process is gone, and all its sessions."""
+        """Its process is gone, and all its sessions, which processors hear: they would remember them for ever."""
         self._joined.discard(name)
         if name in self._tellers:
             self._tellers[name].gone()
         for supervised in self._running.values():
             if supervised.link is not None:
-                supervised.link.teller_is_gone(name)
+                supervised.link.teller_is_gone(name, self._now())
 
     def serve(self, name: str) -> Filters:
         """What the peer of this name calls."""

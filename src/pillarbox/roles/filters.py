@@ -68,8 +68,9 @@ EVENTS = (
 MDA_EVENTS = ("delivery",)
 
 # Seconds from the end of a message until all that filters make of it has to be there, as long as some of it keeps
-# coming. RFC 5321 §4.5.3.2.6: a client waits ten minutes; what would be accepted later would come once more.
-WHOLE_MESSAGE = 600.0
+# coming. RFC 5321 §4.5.3.2.6: a client waits ten minutes; what would be accepted later would come once more. Within the
+# last of them filters are asked about it at commit, and it is stored.
+WHOLE_MESSAGE = 540.0
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="r"):

@@ -210,6 +210,10 @@ class Session(asyncio.Protocol):
             self._timer.cancel()
             self._timer = self._loop.call_at(self._message_due, self._on_timer)
 
+    def message_came(self) -> None:
+        """All of it came in time. What we do with it is another matter: if we hung up now, it would come again."""
+        self._message_due = math.inf
+
     def note_command(self) -> None:
         """A whole command came."""
         self._progress = 0

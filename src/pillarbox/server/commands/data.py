@@ -102,6 +102,7 @@ def end(session: "Session", event: EndOfBody) -> Reply | Coroutine[Any, Any, Rep
     """The message is complete: refuse it, or commit it."""
     tx = session.tx
     assert tx is not None and tx.message is not None
+    session.message_came()
     session.state = State.IDENTIFIED
     if session.chain is not None:
         return _answer_filtered(session, session.chain, tx, tx.message, event)
