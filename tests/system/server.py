@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -185,12 +186,21 @@ def wait_for(condition: Callable[[], object], seconds: float, *, every: float = 
     return True
 
 
+_GIVEN: deque[int] = deque(maxlen=50)  # ports that were named last
+
+
 def free_port() -> int:
-    """A port of loopback that nothing uses: a configuration needs a number before the server binds it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback that nothing uses: a configuration needs a number before the server binds it.
+
+    The kernel may name one again that nobody has bound yet: whoever asks for several gets different ones.
+    """
+    port = 0
+    while port in (0, *_GIVEN):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    _GIVEN.append(port)
+    return port
 
 
 def bound_ports() -> set[int]:
