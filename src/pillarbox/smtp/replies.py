@@ -117,7 +117,6 @@ BARE_NEWLINE_IN_COMMAND = Reply(500, "5.5.2 Syntax error: bare LF in command, li
 
 TEMPORARY_FAILURE = Reply(451, "4.3.0 Temporary failure")
 NO_SPACE = Reply(452, "4.3.1 Mail system full: try again later")
-TEMPORARY_ERROR = Reply(421, "4.3.0 Temporary Error", closes=True)
 PERMANENT_FAILURE = Reply(554, "5.3.0 Transaction failed")
 INTERNAL_ERROR = Reply(421, "4.3.0 Internal server error", closes=True)
 SHUTTING_DOWN = Reply(421, "4.3.2 Service shutting down", closes=True)
